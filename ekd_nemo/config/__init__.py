@@ -1,0 +1,1 @@
+"""Strict models of recipe, data build and model architecture, and how YAML becomes them."""

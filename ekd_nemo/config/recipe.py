@@ -1,0 +1,172 @@
+"""The recipe: everything that decides what a run computes, and nothing about where it runs.
+
+Paths are relative to the folder in which `ekd` is called.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ekd_nemo.config.base import Count, PositiveFloat, PositiveInt, Strict, Weight
+from ekd_nemo.config.data import DataBuild
+from ekd_nemo.config.objective import Objective
+
+Method = Literal["sft", "response", "feature", "relation", "combined"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Parallel(Strict):
+    """How one model is cut: `tensor * pipeline` ranks hold one copy, the rest are data parallel."""
+
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    sequence_parallel: bool = False
+
+
+class Teacher(Strict):
+    """The frozen model that is distilled: a Hugging Face folder or hub id."""
+
+    path: str
+    placement: Literal["shared"] = "shared"
+    precision: Precision = "bf16"
+
+
+class StudentInit(Strict):
+    """Where the student's first weights come from.
+
+    `checkpoint`: a Hugging Face folder, hub id or Megatron checkpoint at `path`. `random`: the architecture
+    of `path` (a folder with config.json), weights drawn from the recipe's seed. `teacher_layers`: the
+    teacher with only the layers of `keep_layers`, in that order.
+    """
+
+    source: Literal["checkpoint", "random", "teacher_layers"]
+    path: str | None = None
+    keep_layers: tuple[Count, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_source(self) -> "StudentInit":
+        if self.source == "teacher_layers":
+            if self.keep_layers is None or self.path is not None:
+                raise ValueError("source teacher_layers takes keep_layers (a list of layer numbers) and no path")
+        elif self.path is None or self.keep_layers is not None:
+            raise ValueError(f"source {self.source} takes path and no keep_layers")
+        return self
+
+
+class Student(Strict):
+    """The model that is trained."""
+
+    init: StudentInit
+    precision: Precision = "bf16"
+    parallel: Parallel = Parallel()
+
+
+class Optimizer(Strict):
+    """AdamW with a warm-up and a cosine or constant schedule."""
+
+    lr: PositiveFloat
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Count = 0
+    weight_decay: Weight = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: PositiveFloat = 1e-8
+    clip_grad: Annotated[float, Field(ge=0)] = 1.0
+    distributed: bool = False  # shard the optimiser over data-parallel ranks (CUDA only)
+
+
+class Train(Strict):
+    """Steps, batches and the cadence of validation and checkpoints."""
+
+    steps: PositiveInt
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt = 1
+    val_interval: PositiveInt = 100
+    val_samples: PositiveInt = 32
+    checkpoint_interval: PositiveInt = 100
+    log_interval: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _whole_microbatches(self) -> "Train":
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} must be a multiple of "
+                f"micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Data(Strict):
+    """The shards to train on; built by `build` when `path` does not hold them yet."""
+
+    path: str
+    build: DataBuild | None = None
+
+
+class EvalLm(Strict):
+    """lm-eval tasks for the exported student and, beside it, the teacher."""
+
+    tasks: tuple[str, ...]
+    include_path: str | None = None  # a folder of task files; None: those that ship with ekd
+    limit: PositiveInt | None = None
+    batch_size: PositiveInt = 4
+
+
+class Evaluation(Strict):
+    """What is evaluated once training has ended."""
+
+    lm: EvalLm | None = None
+    teacher: bool = True
+
+
+class Logging(Strict):
+    """Where metrics go beside the console and `logs/train.jsonl`."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    mlflow_uri: str | None = None
+
+
+class Energy(Strict):
+    """How the run's energy is metered; `auto` takes NVML, else RAPL, else the labelled estimate."""
+
+    meter: Literal["auto", "nvml", "rapl", "estimate"] = "auto"
+    power_period_ms: PositiveInt = 100
+    counter_period_ms: PositiveInt = 1000
+    cpu_tdp_w: PositiveFloat | None = None  # for `estimate`; None: the stated default of the meter
+
+
+class Recipe(Strict):
+    """One experiment."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+    description: str = ""
+    method: Method
+    seed: Count = 1234
+    teacher: Teacher | None = None
+    student: Student
+    data: Data
+    objective: Objective = Objective()
+    optimizer: Optimizer
+    train: Train
+    evaluation: Evaluation = Evaluation()
+    logging: Logging = Logging()
+    energy: Energy = Energy()
+    baseline: str | None = None  # the name of the recipe that this one is compared with
+
+    @model_validator(mode="after")
+    def _method_has_what_it_needs(self) -> "Recipe":
+        needs_teacher = self.method != "sft" or self.student.init.source == "teacher_layers"
+        if needs_teacher and self.teacher is None:
+            raise ValueError(f"method {self.method} with student.init.source {self.student.init.source} needs teacher")
+        families = self.objective.families
+        expected = {"sft": (), "combined": families}.get(self.method, (self.method,))
+        if families != expected or (self.method == "combined" and len(families) < 2):
+            raise ValueError(
+                f"method {self.method} does not go with an objective of {', '.join(families) or 'cross-entropy alone'}: "
+                "sft takes none, response, feature and relation their own section, combined two or more"
+            )
+        return self
+
