@@ -1,0 +1,1 @@
+"""The schemas and append-only stores of a run directory."""
