@@ -1,0 +1,1 @@
+"""The per-node sampler process, the marks API and the Prometheus exporter."""
