@@ -1,0 +1,1 @@
+"""Shards: from documents to packed samples in Megatron's indexed format, and back."""

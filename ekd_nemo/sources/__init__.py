@@ -1,0 +1,1 @@
+"""Texts before tokenisation: documents, where they come from, and which are held out. No torch."""
