@@ -1,0 +1,181 @@
+"""The response loss with the vocabulary and the sequence sharded: TP 1 = 2 = 3 = 4."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ekd_nemo.errors import EkdError
+from ekd_nemo.losses.response import ResponseSettings, fused_linear_response
+from ekd_nemo.losses.vocab import VocabularyMismatchError
+from tests.distributed.ranks import run_ranks
+from tests.unit.losses.references import (
+    Expected,
+    Pair,
+    random_pair,
+    relative_error,
+    response_reference,
+)
+
+KINDS = ("forward_kl", "reverse_kl", "jsd", "total_variation")
+# float32 rounds at 6e-8; a few dozen sums and two products leave norm-wise errors of about 3e-7.
+FLOAT32 = 1e-6
+FLOAT64 = 1e-12
+WEIGHTS = {"weight_ce": 0.3, "weight_response": 0.7, "scale": 1.7}
+NUM_TOKENS = 24  # divides by 2, 3 and 4: sequence parallelism cuts equal shards
+
+
+def _pair(padded: int) -> Pair:
+    return random_pair(num_tokens=NUM_TOKENS, vocab_size=23, padded=padded)
+
+
+def _uneven(rank: int, world_size: int) -> tuple[int, int]:
+    """Cut 23 ids so that the first rank has 5, the last whatever is left."""
+    edges = [0, *(5 + i for i in range(world_size - 1)), 23]
+    return edges[rank], edges[rank + 1]
+
+
+def _shard(rank: int, world_size: int, padded: int, uneven: bool) -> tuple[int, int]:
+    if uneven:
+        return _uneven(rank, world_size)
+    return rank * padded // world_size, (rank + 1) * padded // world_size
+
+
+def _solve(
+    rank: int,
+    world_size: int,
+    pair: Pair,
+    settings: ResponseSettings,
+    sequence_parallel: bool,
+    uneven: bool,
+) -> tuple[Any, torch.Tensor, torch.Tensor, tuple[int, int]]:
+    start, stop = _shard(rank, world_size, len(pair.head), uneven)
+    part = NUM_TOKENS // world_size
+    mine = slice(rank * part, (rank + 1) * part) if sequence_parallel else slice(None)
+    hidden = pair.hidden[mine].clone().requires_grad_()
+    head = pair.head[start:stop].clone().requires_grad_()
+    parts = fused_linear_response(
+        hidden,
+        head,
+        pair.labels,
+        pair.valid,
+        teacher_hidden=pair.teacher_hidden[mine],
+        teacher_head=pair.teacher_head[start:stop],
+        settings=settings,
+        vocab_size=pair.vocab_size,
+        tp_group=dist.group.WORLD,
+        vocab_offset=start if uneven else None,
+        teacher_vocab_offset=start if uneven else None,
+        sequence_parallel=sequence_parallel,
+        teacher_sequence_parallel=sequence_parallel,
+        chunk_tokens=5,
+        **WEIGHTS,
+    )
+    parts.total.backward()
+    assert hidden.grad is not None
+    assert head.grad is not None
+    grad_hidden = hidden.grad
+    if sequence_parallel:
+        whole = [torch.empty_like(grad_hidden) for _ in range(world_size)]
+        dist.all_gather(whole, grad_hidden)
+        grad_hidden = torch.cat(whole)
+    return parts, grad_hidden, head.grad, (start, stop)
+
+
+def _check(outcome: Any, want: Expected, kind: str, bound: float) -> list[str]:
+    parts, grad_hidden, grad_head, (start, stop) = outcome
+    # A rank's own rows against the whole gradient's size: a shard of padding has no norm.
+    shard_gap = (grad_head.double() - want.grad_head[start:stop]).norm() / want.grad_head.norm()
+    gaps = {
+        "total": relative_error(parts.total, want.total),
+        "ce": relative_error(parts.sums["ce"], want.ce),
+        "response": relative_error(parts.sums[f"response_{kind}"], want.response),
+        "grad_hidden": relative_error(grad_hidden, want.grad_hidden),
+        "grad_head": shard_gap.item(),
+    }
+    return [f"{name} off by {gap:.2e}" for name, gap in gaps.items() if not gap < bound]
+
+
+def _all_options(rank: int, world_size: int) -> list[str]:
+    """Try every option on this number of ranks; return what is wrong."""
+    wrong: list[str] = []
+    # 72 rows on 4 ranks: 18 a rank, so that one rank is part padding and two are padding only.
+    for padded, uneven in ((24, False), (72, False), (23, True)):
+        pair = _pair(padded)
+        for kind in KINDS:
+            for temperature in (1.0, 2.5):
+                settings = ResponseSettings(kind, temperature, 0.3)
+                for dtype, bound in ((torch.float32, FLOAT32), (torch.float64, FLOAT64)):
+                    cast = pair.to(dtype)
+                    want = response_reference(cast, kind, temperature, 0.3, **WEIGHTS)
+                    for sequence_parallel in (False, True):
+                        outcome = _solve(
+                            rank, world_size, cast, settings, sequence_parallel, uneven
+                        )
+                        case = f"{padded=} {uneven=} {settings} {sequence_parallel=} {dtype}: "
+                        wrong += [case + w for w in _check(outcome, want, kind, bound)]
+    return wrong
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_shards_give_the_single_process_value_and_gradient(world_size: int, tmp_path: Path) -> None:
+    """All divergences, temperatures, paddings, uneven shards, sequence parallelism, both types."""
+    for wrong in run_ranks(_all_options, world_size, tmp_path):
+        assert wrong == []
+
+
+def _special_cases(rank: int, world_size: int) -> list[float]:
+    """Masked, equal, bfloat16: largest gradient or error each."""
+    pair = _pair(24)
+    settings = ResponseSettings()
+    masked = Pair(**{**vars(pair), "valid": torch.zeros_like(pair.valid)})
+    parts, grad_hidden, grad_head, _ = _solve(rank, world_size, masked, settings, True, False)
+    results = [float(max(parts.total.abs(), grad_hidden.abs().max(), grad_head.abs().max()))]
+    same = {"teacher_hidden": pair.hidden, "teacher_head": pair.head}
+    equal = Pair(**{**vars(pair), **same})
+    parts, _, _, _ = _solve(rank, world_size, equal, settings, False, False)
+    results.append(parts.sums["response_forward_kl"].item())
+    half = pair.to(torch.bfloat16)
+    want = response_reference(half, **WEIGHTS)
+    _, grad_hidden, _, _ = _solve(rank, world_size, half, settings, True, False)
+    results.append(relative_error(grad_hidden, want.grad_hidden))
+    return results
+
+
+def test_masked_equal_and_half_precision(tmp_path: Path) -> None:
+    """All tokens masked: 0. Student equals teacher: 0. bfloat16: within its bound."""
+    for masked, equal, half in run_ranks(_special_cases, 2, tmp_path):
+        assert masked == 0
+        assert equal == 0
+        # Logits of size about 5 rounded to 8 bits, then the gradient's own rounding.
+        assert half < 3e-2
+
+
+def _mismatched_teacher(rank: int, world_size: int) -> str:
+    pair = _pair(24)
+    part, wider = 24 // world_size, 28 // world_size
+    teacher_head = torch.cat([pair.teacher_head, torch.zeros(4, 7, dtype=torch.float64)])
+    try:
+        fused_linear_response(
+            pair.hidden,
+            pair.head[rank * part : (rank + 1) * part],
+            pair.labels,
+            pair.valid,
+            teacher_hidden=pair.teacher_hidden,
+            teacher_head=teacher_head[rank * wider : (rank + 1) * wider],
+            vocab_size=pair.vocab_size,
+            tp_group=dist.group.WORLD,
+        )
+    except VocabularyMismatchError as error:
+        return str(error)
+    except EkdError as error:
+        return f"another error: {error}"
+    return "no error"
+
+
+def test_shards_padded_differently_are_refused(tmp_path: Path) -> None:
+    """24 rows cut in two hold 0..12, 28 hold 0..14: no rank may go on."""
+    for message in run_ranks(_mismatched_teacher, 2, tmp_path):
+        assert "cut alike" in message
