@@ -1,0 +1,1 @@
+"""Meters: nvml, rapl, estimate and replay behind one protocol."""

@@ -1,0 +1,112 @@
+"""Which meters a machine has, and why these were taken."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from ekd_nemo.errors import UserError
+from ekd_nemo.meter.estimate import DEFAULT_IDLE_FRACTION, EstimateMeter
+from ekd_nemo.meter.nvml import NvmlMeter
+from ekd_nemo.meter.protocol import Meter, MeterUnavailableError
+from ekd_nemo.meter.rapl import RaplMeter
+from ekd_nemo.meter.replay import ReplayMeter
+from ekd_nemo.records.lines import Role
+
+M = TypeVar("M", bound=Meter)
+METER_NAMES: Final = ("auto", "nvml", "rapl", "estimate", "replay")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterSettings:
+    """What to measure with.
+
+    Attributes:
+        meter: `auto`, or the one meter to take.
+        uuids: GPUs to measure; None: all that the process may use.
+        cpu_tdp_w: TDP of one processor package, for `estimate`; None: its stated default.
+        cpu_idle_fraction: share of the TDP drawn when nothing runs, for `estimate`.
+        replay_file: the recorded file, for `replay`.
+        replay_speed: recorded seconds in one second, for `replay`.
+        node: this node's name; None: as records name it.
+    """
+
+    meter: str = "auto"
+    uuids: Sequence[str] | None = None
+    cpu_tdp_w: float | None = None
+    cpu_idle_fraction: float = DEFAULT_IDLE_FRACTION
+    replay_file: Path | None = None
+    replay_speed: float = 1.0
+    node: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no meter accepts."""
+        if self.meter not in METER_NAMES:
+            raise UserError(f"meter '{self.meter}' is unknown; one of {', '.join(METER_NAMES)}")
+        if (self.meter == "replay") != (self.replay_file is not None):
+            raise UserError("meter replay and replay_file go together: give both or neither")
+        if self.cpu_tdp_w is not None and self.cpu_tdp_w <= 0:
+            raise UserError(f"cpu_tdp_w must be above 0 W, got {self.cpu_tdp_w}")
+        if not 0 <= self.cpu_idle_fraction <= 1:
+            raise UserError(f"cpu_idle_fraction must be in 0..1, got {self.cpu_idle_fraction}")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMeters:
+    """The meters taken, and why, in words for the record."""
+
+    meters: Sequence[Meter]
+    why: str
+
+
+def open_meters(settings: MeterSettings) -> OpenMeters:
+    """Open what the settings ask for; `auto` takes NVML, else RAPL, else the estimate.
+
+    With NVML, RAPL is opened beside it where readable, its packages being host devices.
+    Raises: MeterUnavailableError if a meter asked for by name is not there; UserError for settings
+        that no meter accepts.
+    """
+    if settings.meter == "auto":
+        return _open_auto(settings)
+    if settings.meter == "nvml":
+        return OpenMeters([NvmlMeter(uuids=settings.uuids)], "nvml was asked for")
+    if settings.meter == "rapl":
+        return OpenMeters([_rapl(settings)], "rapl was asked for")
+    if settings.meter == "estimate":
+        return OpenMeters([_estimate(settings)], "estimate was asked for")
+    assert settings.replay_file is not None
+    replay = ReplayMeter(settings.replay_file, speed=settings.replay_speed)
+    return OpenMeters([replay], f"replay of {settings.replay_file} was asked for")
+
+
+def _open_auto(settings: MeterSettings) -> OpenMeters:
+    why: list[str] = []
+    nvml = _try(lambda: NvmlMeter(uuids=settings.uuids), why)
+    if nvml is None and settings.uuids:
+        raise MeterUnavailableError(f"GPUs were asked for by UUID, but {why[0]}")
+    role: Role = "accelerator" if nvml is None else "host"
+    rapl = _try(lambda: _rapl(settings, role), why)
+    meters: list[Meter] = [meter for meter in (nvml, rapl) if meter is not None]
+    if not meters:
+        meters.append(_estimate(settings))
+    taken = " and ".join(meter.name for meter in meters)
+    return OpenMeters(meters, "; ".join([*why, f"auto took {taken}"]))
+
+
+def _rapl(settings: MeterSettings, role: Role = "accelerator") -> RaplMeter:
+    return RaplMeter(role=role, node=settings.node)
+
+
+def _estimate(settings: MeterSettings) -> EstimateMeter:
+    return EstimateMeter(
+        tdp_w=settings.cpu_tdp_w, idle_fraction=settings.cpu_idle_fraction, node=settings.node
+    )
+
+
+def _try(make: Callable[[], M], why: list[str]) -> M | None:
+    """The meter, or None and the reason noted."""
+    try:
+        return make()
+    except MeterUnavailableError as error:
+        why.append(str(error))
+        return None

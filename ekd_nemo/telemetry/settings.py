@@ -1,0 +1,93 @@
+"""How a sampler samples, and its command line: `SamplerSettings` -> argv -> `SamplerSettings`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ekd_nemo.errors import UserError
+from ekd_nemo.meter.choose import METER_NAMES, MeterSettings
+from ekd_nemo.meter.estimate import DEFAULT_IDLE_FRACTION
+
+PERIODS_MS: Final = range(10, 60_001)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerSettings:
+    """How a sampler samples and for whom it lives.
+
+    Attributes:
+        until_pids: processes to follow, beside whoever sends marks.
+        linger_s: how long after their end to go on.
+    """
+
+    meters: MeterSettings = field(default_factory=MeterSettings)
+    power_period_ms: int = 100
+    counter_period_ms: int = 1000
+    until_pids: Sequence[int] = ()
+    linger_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Refuse periods that no meter serves."""
+        for name in ("power_period_ms", "counter_period_ms"):
+            if getattr(self, name) not in PERIODS_MS:
+                raise UserError(f"{name} must be in 10..60000, got {getattr(self, name)}")
+
+    def argv(self) -> list[str]:
+        """The options of the sampler process that say the same."""
+        meters = self.meters
+        options: list[tuple[str, object]] = [
+            ("--meter", meters.meter),
+            ("--node", meters.node),
+            ("--cpu-tdp-w", meters.cpu_tdp_w),
+            ("--cpu-idle-fraction", meters.cpu_idle_fraction),
+            ("--replay-file", meters.replay_file and meters.replay_file.absolute()),
+            ("--replay-speed", meters.replay_speed),
+            ("--power-period-ms", self.power_period_ms),
+            ("--counter-period-ms", self.counter_period_ms),
+            ("--linger-s", self.linger_s),
+            *(("--uuid", uuid) for uuid in meters.uuids or ()),
+            *(("--until-pid", pid) for pid in self.until_pids),
+        ]
+        return [f"{name}={value}" for name, value in options if value is not None]
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The sampler's command line."""
+    parser = argparse.ArgumentParser(prog="ekd-sampler", description=description)
+    parser.add_argument("--run", type=Path, required=True, help="the run directory")
+    parser.add_argument("--node", help="this node's name (default: Slurm's, else the host's)")
+    parser.add_argument("--meter", choices=METER_NAMES, default="auto")
+    parser.add_argument("--uuid", action="append", help="a GPU to measure; may be repeated")
+    parser.add_argument("--cpu-tdp-w", type=float, help="TDP of one package, for estimate")
+    parser.add_argument("--cpu-idle-fraction", type=float, default=DEFAULT_IDLE_FRACTION)
+    parser.add_argument("--replay-file", type=Path, help="a recorded power file, for replay")
+    parser.add_argument("--replay-speed", type=float, default=1.0)
+    parser.add_argument("--power-period-ms", type=int, default=100)
+    parser.add_argument("--counter-period-ms", type=int, default=1000)
+    parser.add_argument("--until-pid", type=int, action="append", default=[])
+    parser.add_argument("--linger-s", type=float, default=10.0)
+    return parser
+
+
+def from_arguments(args: argparse.Namespace) -> SamplerSettings:
+    """Settings from the parsed command line.
+
+    Raises: UserError for values that no meter accepts.
+    """
+    return SamplerSettings(
+        meters=MeterSettings(
+            meter=args.meter,
+            uuids=args.uuid,
+            cpu_tdp_w=args.cpu_tdp_w,
+            cpu_idle_fraction=args.cpu_idle_fraction,
+            replay_file=args.replay_file,
+            replay_speed=args.replay_speed,
+            node=args.node,
+        ),
+        power_period_ms=args.power_period_ms,
+        counter_period_ms=args.counter_period_ms,
+        until_pids=args.until_pid,
+        linger_s=args.linger_s,
+    )
