@@ -1,0 +1,82 @@
+"""Megatron distributed checkpoints in the run directory: the newest finished one is kept."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from nemo.lightning.pytorch.callbacks import ModelCheckpoint
+
+from ekd_nemo.models.phases import PhaseClock
+
+NAME = "step_{step:07d}"
+_PREFIX = "step_"
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first; not what a kill left half saved or half removed."""
+    found = [p for p in folder.glob(f"{_PREFIX}[0-9]*") if p.is_dir() and not _marker(p).exists()]
+    return sorted((p for p in found if (p / "weights").is_dir()), key=checkpoint_step)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest finished checkpoint, None if there is none."""
+    found = finished_checkpoints(folder)
+    return found[-1] if found else None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill in the middle of saving left; one process only, before the others look."""
+    for marker in folder.glob(f"{_PREFIX}*{ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}"):
+        torn = marker.with_name(
+            marker.name.removesuffix(ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX)
+        )
+        if torn.is_dir():
+            shutil.rmtree(torn)
+        marker.unlink()
+
+
+def _marker(path: Path) -> Path:
+    return ModelCheckpoint.format_checkpoint_unfinished_marker_path(path)
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """NeMo's checkpoint callback: every n steps and at the end, whatever ended the run.
+
+    The checkpoint of the last step holds no optimiser state, since nothing goes on from it.
+    Which one to keep does not hang on a metric: ranks could disagree about it.
+    """
+
+    def __init__(self, folder: Path, interval: int, phases: PhaseClock) -> None:
+        """Save to `folder` every `interval` steps."""
+        super().__init__(
+            dirpath=str(folder),
+            filename=NAME,
+            auto_insert_metric_name=False,
+            monitor=None,
+            save_last=False,
+            save_top_k=1,
+            every_n_train_steps=interval,
+            always_save_context=False,
+            save_context_on_train_end=False,
+            enable_version_counter=False,
+        )
+        self._phases = phases
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Save what has been trained since the last checkpoint."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _monitor_candidates(self, trainer: Any) -> dict[str, torch.Tensor]:
+        # Lightning would take the metric `step` that NeMo logs, which is behind by one.
+        return {"step": torch.tensor(trainer.global_step), "epoch": torch.tensor(0)}
+
+    def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+        with self._phases.phase("checkpoint"):
+            super()._save_checkpoint(trainer, filepath)

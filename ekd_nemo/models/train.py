@@ -1,0 +1,117 @@
+"""`python -m ekd_nemo.worker train --run DIR`: train what `DIR/recipe.yaml` says, or go on with it.
+
+Checks everything that needs no engine first, so that a wrong recipe costs no import of NeMo.
+"""
+
+import argparse
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
+from ekd_nemo.config.recipe import Recipe
+from ekd_nemo.config.resolve import read_resolved
+from ekd_nemo.errors import ConfigError, LayoutError, RunDirError
+from ekd_nemo.models.phases import PhaseClock, coordinates, device_uuids
+from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.sources.manifest import read_manifest
+
+
+def main(argv: list[str]) -> int:
+    """Train; returns 0, or 75 when a signal stopped the run and its state is saved.
+
+    Raises: EkdError in one line for what the user can mend.
+    """
+    parser = argparse.ArgumentParser(prog="python -m ekd_nemo.worker train", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="the run directory")
+    arguments = parser.parse_args(argv)
+    run = RunDir(arguments.run)
+    if not run.recipe_yaml.is_file():
+        raise RunDirError(
+            f"{run.path}: no recipe.yaml; a run directory made by the launcher has one"
+        )
+    recipe = read_resolved(run.recipe_yaml)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    student, teacher = architectures(recipe)
+    check(recipe, student, teacher, world)
+    phases = PhaseClock(
+        run.marks(rank),
+        rank,
+        coordinates(rank, world, recipe.student.parallel),
+        device_uuids(int(os.environ.get("LOCAL_RANK", "0"))),
+    )
+    try:
+        phases.enter("prerun")
+        _quieten()
+        from ekd_nemo.models.training import train
+
+        return train(run, recipe, student, teacher, phases)
+    finally:
+        phases.close()
+
+
+def architectures(recipe: Recipe) -> tuple[Architecture, Architecture | None]:
+    """The decoders of student and teacher.
+
+    Raises: CheckpointError if a folder is missing or no covered decoder.
+    """
+    from ekd_nemo.models.weights import resolve_folder
+
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = read_architecture(resolve_folder(recipe.teacher.path))
+    init = recipe.student.init
+    if init.source == "teacher_layers":
+        assert teacher is not None
+        assert init.keep_layers is not None
+        return teacher.with_layers(len(init.keep_layers)), teacher
+    assert init.path is not None
+    return read_architecture(resolve_folder(init.path)), teacher
+
+
+def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, world: int) -> None:
+    """Refuse what cannot train, before anything is made.
+
+    Raises: ConfigError, LayoutError or DataError.
+    """
+    parallel, train = recipe.student.parallel, recipe.train
+    unsupported = [name for name in recipe.objective.families if name != "response"]
+    if unsupported:
+        raise ConfigError(f"objective {unsupported[0]} does not train yet; accepted: response")
+    check_layout(student, parallel.tensor, parallel.pipeline, "student")
+    if teacher is not None:
+        check_layout(teacher, parallel.tensor, parallel.pipeline, "teacher")
+        if teacher.vocab_size != student.vocab_size:
+            raise ConfigError(
+                f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's "
+                f"{student.vocab_size}; accepted: models that share one"
+            )
+    replica = parallel.tensor * parallel.pipeline
+    if world % replica:
+        raise LayoutError(
+            f"{world} ranks cannot hold copies of tensor {parallel.tensor} x pipeline "
+            f"{parallel.pipeline}; accepted: a multiple of {replica}"
+        )
+    share = train.micro_batch_size * (world // replica)
+    if train.global_batch_size % share:
+        raise LayoutError(
+            f"train.global_batch_size {train.global_batch_size} with {world // replica} "
+            f"data-parallel ranks and micro_batch_size {train.micro_batch_size}; accepted: a "
+            f"multiple of {share}"
+        )
+    length = read_manifest(Path(recipe.data.path))["sequence_length"]
+    if parallel.sequence_parallel and length % parallel.tensor:
+        raise LayoutError(
+            f"student.parallel.sequence_parallel needs samples of a multiple of {parallel.tensor} "
+            f"tokens; the shards of {recipe.data.path} have {length}"
+        )
+
+
+def _quieten() -> None:
+    """Keep the libraries' chatter off the console, unless it was asked for."""
+    if os.environ.get("EKD_DEBUG", "") not in ("", "0"):
+        return
+    warnings.simplefilter("ignore")
+    for name in ("lightning", "lightning.pytorch", "nemo_logger", "megatron", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

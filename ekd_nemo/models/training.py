@@ -1,0 +1,254 @@
+"""One training process: NeMo's trainer and strategy put together from a recipe, and run."""
+
+import importlib.util
+import logging
+import os
+from typing import Any
+
+import fiddle as fdl
+import nemo.lightning as nl
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
+from nemo.lightning.pytorch.plugins import MegatronMixedPrecision
+from nemo.utils import AppState
+from nemo.utils import logging as nemo_logging
+
+from ekd_nemo.backend import cpu
+from ekd_nemo.backend.device import compute_device
+from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.recipe import Precision, Recipe
+from ekd_nemo.data.packed import PackedDataset
+from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, ConfigError
+from ekd_nemo.models.checkpointing import (
+    StepCheckpoint,
+    checkpoint_step,
+    latest_checkpoint,
+    remove_unfinished,
+)
+from ekd_nemo.models.config import decoder_config
+from ekd_nemo.models.datamodule import PackedDataModule
+from ekd_nemo.models.distill import DistillModel, ResponseModel, SftModel
+from ekd_nemo.models.optimizer import optimizer_module
+from ekd_nemo.models.phases import PhaseClock, attempt
+from ekd_nemo.models.stepping import Stepping
+from ekd_nemo.models.stopping import StopOnSignal
+from ekd_nemo.models.training_log import TrainingLog
+from ekd_nemo.models.weights import (
+    FolderSource,
+    LayerSubsetSource,
+    RandomSource,
+    TensorSource,
+    load_weights,
+)
+from ekd_nemo.parallel.shared_teacher import SharedTeacher
+from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.sources.manifest import read_manifest
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+METHODS: dict[str, type[DistillModel]] = {"sft": SftModel, "response": ResponseModel}
+
+
+def train(
+    run: RunDir,
+    recipe: Recipe,
+    student: Architecture,
+    teacher: Architecture | None,
+    phases: PhaseClock,
+) -> int:
+    """Train to the recipe's last step, from the newest checkpoint if there is one.
+
+    Args:
+        run: where everything is read from and written to.
+        recipe: resolved and checked.
+        student: the student's decoder.
+        teacher: the teacher's, if the recipe names one.
+        phases: this rank's marks, in phase `prerun`.
+
+    Returns:
+        0 when the last step is done, 75 when a signal ended the run before.
+    """
+    cpu.install()
+    if os.environ.get("EKD_DEBUG", "") in ("", "0"):
+        nemo_logging.setLevel(logging.ERROR)
+    _check_device(recipe)
+    stop = StopOnSignal()
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        remove_unfinished(run.checkpoints)
+    latest = latest_checkpoint(run.checkpoints)
+    first = 0 if latest is None else checkpoint_step(latest)
+    log = TrainingLog(
+        run.train_log,
+        recipe,
+        attempt(),
+        speaks=rank == 0,
+        loggers=metric_loggers(run, recipe) if rank == 0 else (),
+    )
+    try:
+        if first >= recipe.train.steps:
+            log.say(f"step {first} of {recipe.train.steps} is done: nothing left to train")
+            return EXIT_OK
+        log.begin(first)
+        model = student_model(recipe, student, _sequence_length(recipe))
+        if latest is None:
+            model.source = student_source(recipe, student)
+        stepping = Stepping(
+            model,
+            None if teacher is None else lambda: shared_teacher(recipe, teacher),
+            PackedDataset(recipe.data.path, "validation"),
+            recipe.train,
+            log,
+            phases,
+        )
+        trainer = make_trainer(run, recipe, [stepping, stop], phases)
+        data = PackedDataModule(PackedDataset(recipe.data.path, "train"), recipe.train, recipe.seed)
+        trainer.fit(model, data, ckpt_path=None if latest is None else str(latest / "weights"))
+        if stop.stopped_at is not None:
+            log.say(f"stopped by a signal: step {stop.stopped_at} is saved, launch again to go on")
+    finally:
+        log.close()
+    dist.barrier()
+    dist.destroy_process_group()
+    return EXIT_OK if trainer.global_step >= recipe.train.steps else EXIT_SAVED
+
+
+def student_source(recipe: Recipe, student: Architecture) -> TensorSource:
+    """Where the student's first weights come from; the same on every layout."""
+    init = recipe.student.init
+    if init.source == "random":
+        return RandomSource(student, recipe.seed)
+    if init.source == "checkpoint":
+        assert init.path is not None
+        return FolderSource(init.path)
+    assert recipe.teacher is not None
+    assert init.keep_layers is not None
+    return LayerSubsetSource(FolderSource(recipe.teacher.path), init.keep_layers)
+
+
+def student_model(recipe: Recipe, student: Architecture, seq_length: int) -> DistillModel:
+    """NeMo's model of the recipe's method; built by Lightning, once its groups stand."""
+    precision = recipe.student.precision
+    return METHODS[recipe.method](
+        decoder_config(student, recipe.student.parallel, seq_length, DTYPES[precision]),
+        optimizer_module(recipe.optimizer, recipe.train.steps, bf16=precision == "bf16"),
+        recipe.objective,
+    )
+
+
+def shared_teacher(recipe: Recipe, teacher: Architecture) -> SharedTeacher:
+    """The teacher on these ranks, in the student's layout, loaded and frozen."""
+    assert recipe.teacher is not None
+    dtype = DTYPES[recipe.teacher.precision]
+    config = decoder_config(teacher, recipe.student.parallel, _sequence_length(recipe), dtype)
+    model = config.configure_model(tokenizer=None).to(compute_device())
+    load_weights(
+        [model],
+        FolderSource(recipe.teacher.path),
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
+    return SharedTeacher(model)
+
+
+class RecipeTrainer(nl.Trainer):
+    """NeMo's trainer, without the copy of its arguments that NeMo keeps to make it again.
+
+    The recipe says how to make it; callbacks that hold a model cannot be copied.
+    """
+
+    def io_init(self, **kwargs: Any) -> fdl.Config[Any]:
+        """Keep no arguments."""
+        return fdl.Config(type(self))
+
+
+def make_trainer(
+    run: RunDir, recipe: Recipe, callbacks: list[Any], phases: PhaseClock
+) -> RecipeTrainer:
+    """NeMo's trainer on Megatron's strategy, with checkpoints in the run directory."""
+    parallel, bf16 = recipe.student.parallel, recipe.student.precision == "bf16"
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    app = AppState()
+    app.log_dir = run.logs / "nemo"
+    app.log_dir.mkdir(parents=True, exist_ok=True)
+    strategy = nl.MegatronStrategy(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        sequence_parallel=parallel.sequence_parallel,
+        pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
+        ddp=DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            check_for_nan_in_grad=True,
+            use_distributed_optimizer=recipe.optimizer.distributed,
+        ),
+        ckpt_async_save=False,
+        ckpt_optim_fully_reshardable=True,
+        replace_progress_bar=False,
+    )
+    strategy.log_train_loss = False  # ours is gathered over all stages, theirs is not
+    return RecipeTrainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=local,
+        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // local,
+        strategy=strategy,
+        plugins=MegatronMixedPrecision(precision="bf16-mixed" if bf16 else "32"),
+        max_steps=recipe.train.steps,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        callbacks=[
+            *callbacks,
+            StepCheckpoint(run.checkpoints, recipe.train.checkpoint_interval, phases),
+        ],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def metric_loggers(run: RunDir, recipe: Recipe) -> list[Any]:
+    """TensorBoard, W&B and MLflow, as the recipe asks; rank 0 only.
+
+    Raises: ConfigError if the recipe asks for one that is not installed.
+    """
+    from lightning.pytorch import loggers
+
+    wanted, found = recipe.logging, list[Any]()
+    if wanted.tensorboard:
+        found.append(loggers.TensorBoardLogger(run.logs, name="tensorboard", version=""))
+    if wanted.wandb_project is not None:
+        _require("wandb", "logging.wandb_project")
+        found.append(
+            loggers.WandbLogger(
+                project=wanted.wandb_project, name=run.run_id, id=run.run_id, save_dir=run.logs
+            )
+        )
+    if wanted.mlflow_uri is not None:
+        _require("mlflow", "logging.mlflow_uri")
+        found.append(
+            loggers.MLFlowLogger(
+                experiment_name=recipe.name, run_name=run.run_id, tracking_uri=wanted.mlflow_uri
+            )
+        )
+    return found
+
+
+def _require(module: str, key: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"{key} is set and {module} is not installed: pip install {module}")
+
+
+def _sequence_length(recipe: Recipe) -> int:
+    return int(read_manifest(recipe.data.path)["sequence_length"])
+
+
+def _check_device(recipe: Recipe) -> None:
+    on_cuda = torch.cuda.is_available()
+    if on_cuda and recipe.train.micro_batch_size != 1:
+        raise ConfigError(
+            f"train.micro_batch_size is {recipe.train.micro_batch_size}; with CUDA samples are "
+            "packed and run one at a time: accepted is 1"
+        )
+    if not on_cuda and recipe.optimizer.distributed:
+        raise ConfigError("optimizer.distributed is true; without CUDA accepted is false")

@@ -1,0 +1,92 @@
+"""Held-out cross-entropy and KL to the teacher, for every method alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from ekd_nemo.config.recipe import Train
+from ekd_nemo.data.packed import PackedDataset
+from ekd_nemo.models.datamodule import stack
+from ekd_nemo.models.distill import DistillModel
+from ekd_nemo.parallel.batch import Microbatch
+from ekd_nemo.parallel.normalise import sum_from_last_stage
+from ekd_nemo.parallel.schedule import forward_hidden
+from ekd_nemo.teacher.source import TeacherOutputs, TeacherSource
+
+
+@dataclass(frozen=True)
+class Held:
+    """A validation result.
+
+    Attributes:
+        ce: cross-entropy, nats a token.
+        kl_to_teacher: KL(teacher || student) at temperature 1, nats a token; None without teacher.
+        tokens: tokens that both are means over.
+    """
+
+    ce: float
+    kl_to_teacher: float | None
+    tokens: int
+
+
+class Validation:
+    """Runs student and teacher over the first samples of the validation split, always the same.
+
+    Held-out samples are dealt to data-parallel ranks in turn, each rank taking as many; those that
+    do not fill a round over all ranks and microbatches are left out, and the count says so.
+    """
+
+    def __init__(
+        self,
+        samples: PackedDataset,
+        train: Train,
+        teacher: TeacherSource | None,
+        where: torch.device,
+    ) -> None:
+        """Take up to `train.val_samples` of `samples`."""
+        self._samples, self._train = samples, train
+        self._teacher, self._device = teacher, where
+
+    def run(self, model: DistillModel) -> Held:
+        """Evaluate, on all ranks together; the model's mode is as before afterwards."""
+        training = model.training
+        model.eval()
+        sums, tokens = torch.zeros(2, dtype=torch.float64), 0
+        for indices in self._rounds():
+            batch = Microbatch.of(stack(self._samples, indices), self._device)
+            sums = sums + self._sums(model, [batch])
+            tokens += int(batch.num_valid)
+        model.train(training)
+        ce, kl = sum_from_last_stage(sums).tolist()
+        total = self._count(tokens)
+        if total == 0:
+            return Held(ce=float("nan"), kl_to_teacher=None, tokens=0)
+        return Held(ce / total, kl / total if self._teacher is not None else None, total)
+
+    def _rounds(self) -> list[list[int]]:
+        rank = parallel_state.get_data_parallel_rank()
+        replicas = parallel_state.get_data_parallel_world_size()
+        size = self._train.micro_batch_size
+        count = min(self._train.val_samples, len(self._samples)) // (size * replicas)
+        first = [(turn * replicas + rank) * size for turn in range(count)]
+        return [list(range(start, start + size)) for start in first]
+
+    def _sums(self, model: DistillModel, batches: Sequence[Microbatch]) -> Tensor:
+        taught: TeacherOutputs | None = None
+        if self._teacher is not None:
+            taught = self._teacher.outputs(batches)
+        hidden = forward_hidden([model.module], batches)
+        if not hidden:
+            return torch.zeros(2, dtype=torch.float64)
+        return model.evaluate(batches, hidden, taught)
+
+    def _count(self, tokens: int) -> int:
+        group = parallel_state.get_data_parallel_group()
+        count = torch.tensor(tokens, device=self._device)
+        if group.size() > 1:
+            dist.all_reduce(count, group=group)
+        return int(count)

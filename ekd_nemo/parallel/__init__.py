@@ -1,0 +1,1 @@
+"""Megatron-Core as the losses see it: batches, hidden states, schedules, normalisation."""
