@@ -1,22 +1,19 @@
 """`ekd data`: shards from documents. The building is done by a worker process."""
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ekd_nemo.cli.common import run_worker
 from ekd_nemo.config.data import DataBuild
 from ekd_nemo.config.loader import KeyPath, load_document, load_value
 from ekd_nemo.config.overrides import apply_override, set_origins
 from ekd_nemo.config.validation import validate
-from ekd_nemo.errors import ConfigError, MissingExtraError
+from ekd_nemo.errors import ConfigError
 from ekd_nemo.sources.manifest import shards_ready
 
 app = typer.Typer(
-    name="data",
     help="Build packed shards from documents.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -64,7 +61,8 @@ def build(  # noqa: PLR0913, PLR0917 - one parameter for each option of the comm
     if shards_ready(out, settings):
         typer.echo(f"{out}: kept, built with the same settings")
         return
-    raise typer.Exit(_run_worker(settings, out))
+    settings_json = settings.model_dump_json()
+    run_worker(["data", "build", "--settings", settings_json, "--out", str(out)])
 
 
 def _settings(
@@ -112,12 +110,3 @@ def parse_source(text: str) -> dict[str, Any]:
             raise ConfigError(f"--source {text}: '{pair}' is not key=value")
         source[key] = load_value(value, f"--source {text}")
     return source
-
-
-def _run_worker(settings: DataBuild, out: Path) -> int:
-    if importlib.util.find_spec("megatron") is None:
-        raise MissingExtraError("ekd data build", "train")
-    argv = [sys.executable, "-m", "ekd_nemo.worker", "data", "build"]
-    argv += ["--settings", settings.model_dump_json(), "--out", str(out)]
-    code = subprocess.run(argv, check=False).returncode
-    return code if code >= 0 else 128 - code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ekd_nemo.data.rendering import Rendered, apply_template, conversed, joined, marks_answers
+from ekd_nemo.data.rendering import Rendered, conversed, joined
 from ekd_nemo.errors import DataError
 from ekd_nemo.sources.document import Document
 
@@ -60,7 +60,6 @@ class Encoder:
         self._tokenizer = tokenizer
         self._chat = chat
         self._answers_only = answers_only
-        self._template_marks = chat and answers_only and marks_answers(tokenizer)
 
     def encode(self, documents: Iterable[Document]) -> Iterator[Encoded]:
         """Every document, in order; a blank one comes out with no tokens."""
@@ -69,27 +68,15 @@ class Encoder:
             yield from self._encode_batch(batch)
 
     def _encode_batch(self, batch: Sequence[Document]) -> Iterator[Encoded]:
-        rendered = [
-            None if self._is_marked(d) or _is_blank(d) else self._rendered(d) for d in batch
-        ]
-        plain = iter(
-            self._tokenise(
-                [r for r in rendered if r is not None and not r.templated], specials=True
-            )
-        )
-        templated = iter(
-            self._tokenise([r for r in rendered if r is not None and r.templated], specials=False)
-        )
+        rendered = [None if _is_blank(document) else self._rendered(document) for document in batch]
+        written = [text for text in rendered if text is not None]
+        plain = iter(self._tokenise([t for t in written if not t.templated], specials=True))
+        templated = iter(self._tokenise([t for t in written if t.templated], specials=False))
         for document, text in zip(batch, rendered, strict=True):
-            if text is not None:
-                yield self._encoded(document, text, *next(templated if text.templated else plain))
-            elif _is_blank(document):
+            if text is None:
                 yield Encoded(document, np.empty(0, np.int64), np.empty(0, np.bool_))
             else:
-                yield self._encode_marked(document)
-
-    def _is_marked(self, document: Document) -> bool:
-        return self._template_marks and document.text is None
+                yield self._encoded(document, text, *next(templated if text.templated else plain))
 
     def _rendered(self, document: Document) -> Rendered:
         if self._chat and document.text is None:
@@ -122,24 +109,6 @@ class Encoder:
         if not text.templated and text.answers and text.answers[-1][1] == len(text.text):
             learned[-1] = True  # the end of the last answer is learned as well
         return Encoded(document, tokens, learned, num_boundary)
-
-    def _encode_marked(self, document: Document) -> Encoded:
-        turns = [{"role": m.role, "content": m.content} for m in document.messages]
-        out = apply_template(
-            self._tokenizer,
-            turns,
-            document.where,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            tokenizer_kwargs={"verbose": False},
-        )
-        tokens = np.asarray(out["input_ids"], np.int64)
-        learned = np.asarray(out["assistant_masks"], np.bool_)
-        # A generation block may close before the end-of-turn token; that token is learned too.
-        ends = np.isin(tokens[1:], self._tokenizer.all_special_ids) & learned[:-1] & ~learned[1:]
-        learned[1:] |= ends
-        return Encoded(document, tokens, learned)
 
 
 def _is_blank(document: Document) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ekd_nemo.data.shards import LEARNED, SEGMENTS, TOKENS
 from ekd_nemo.errors import DataError
-from ekd_nemo.sources.manifest import read_manifest
+from ekd_nemo.sources.manifest import read_manifest, refuse_damaged_files
 
 PADDING_SEGMENT = -1
 
@@ -56,13 +56,11 @@ class PackedDataset(Dataset[dict[str, Any]]):
             )
         self.sequence_length: int = self.manifest["sequence_length"]
         self.pad_id: int = self.manifest["tokenizer"]["pad_id"]
+        refuse_damaged_files(Path(folder), self.manifest["files"])
         prefix = str(Path(folder) / split)
-        try:
-            self._tokens, self._segments, self._learned = (
-                IndexedDataset(prefix + part) for part in (TOKENS, SEGMENTS, LEARNED)
-            )
-        except (OSError, AssertionError) as error:
-            raise DataError(f"{prefix}.*: missing or damaged shard files ({error})") from error
+        self._tokens, self._segments, self._learned = (
+            IndexedDataset(prefix + part) for part in (TOKENS, SEGMENTS, LEARNED)
+        )
         expected = self.manifest["splits"][split]["samples"]
         if not len(self._tokens) == len(self._segments) == len(self._learned) == expected:
             raise DataError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from ekd_nemo.errors import DataError
 from ekd_nemo.sources.document import Document
@@ -37,12 +38,6 @@ class Rendered:
     templated: bool
 
 
-def marks_answers(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether the chat template says itself which parts are answers (generation blocks)."""
-    template = tokenizer.get_chat_template()
-    return _GENERATION_BLOCK.search(template) is not None
-
-
 def joined(document: Document) -> Rendered:
     """A plain text as it is; the turns of a conversation joined by a blank line."""
     if document.text is not None:
@@ -57,48 +52,74 @@ def joined(document: Document) -> Rendered:
 
 
 def conversed(document: Document, tokenizer: "PreTrainedTokenizerBase") -> Rendered:
-    """A conversation in the chat template, its answers found by the difference of prefixes.
+    """A conversation in the tokenizer's chat template.
 
-    An answer begins where the template would have let the model begin (its generation prompt) and
-    ends with the end-of-turn token; white space after that token belongs to the next turn.
+    An answer is what the template's generation blocks hold. In a template without them it begins
+    where the model would have been let to begin (after the generation prompt) and ends where the
+    turn ends. Either way the end-of-turn token is part of the answer, white space after it is not.
 
     Raises:
-        DataError: if the template refuses the conversation, or does not render prefixes as
-            prefixes.
+        DataError: if the template refuses the conversation, or has no generation blocks and does
+            not render the turns up to an answer as a prefix of the whole.
     """
-    turns = [{"role": m.role, "content": m.content} for m in document.messages]
-    whole = _render(turns, tokenizer, document.where, prompt=False)
-    answers: list[Span] = []
+    whole, blocks = _render(document, len(document.messages), tokenizer)
+    marked = _GENERATION_BLOCK.search(tokenizer.get_chat_template()) is not None
+    spans = blocks if marked else _spans_by_prefix(document, tokenizer, whole)
+    specials = tuple(tokenizer.all_special_tokens)
+    answers = tuple((start, _end_of_turn(whole, start, end, specials)) for start, end in spans)
+    return Rendered(whole, answers, templated=True)
+
+
+def _spans_by_prefix(
+    document: Document, tokenizer: "PreTrainedTokenizerBase", whole: str
+) -> list[Span]:
+    spans: list[Span] = []
     for position, message in enumerate(document.messages):
         if not message.is_answer:
             continue
-        before = (
-            _render(turns[:position], tokenizer, document.where, prompt=True) if position else ""
-        )
-        through = _render(turns[: position + 1], tokenizer, document.where, prompt=False)
+        before = _render(document, position, tokenizer, prompt=True)[0] if position else ""
+        through, _ = _render(document, position + 1, tokenizer)
         if not (whole.startswith(through) and through.startswith(before)):
             raise DataError(
                 f"{document.where}: the chat template does not render the turns up to an answer "
                 "as a prefix of the whole; accepted: templates that do, or that mark answers with "
                 "generation blocks"
             )
-        answers.append((len(before), len(through.rstrip())))
-    return Rendered(whole, tuple(answers), templated=True)
+        spans.append((len(before), len(through)))
+    return spans
+
+
+def _end_of_turn(text: str, start: int, end: int, specials: tuple[str, ...]) -> int:
+    """The end of an answer: behind its end-of-turn token, inside the span or right after it."""
+    trimmed = start + len(text[start:end].rstrip())
+    if text.endswith(specials, start, trimmed):
+        return trimmed
+    following = [token for token in specials if text.startswith(token, end)]
+    return end + max(map(len, following), default=0)
 
 
 def _render(
-    turns: list[dict[str, str]], tokenizer: "PreTrainedTokenizerBase", where: str, *, prompt: bool
-) -> str:
-    return str(
-        apply_template(tokenizer, turns, where, tokenize=False, add_generation_prompt=prompt)
-    )
+    document: Document,
+    num_messages: int,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    prompt: bool = False,
+) -> tuple[str, list[Span]]:
+    """The text of the first messages, and the spans of the template's generation blocks.
 
-
-def apply_template(
-    tokenizer: "PreTrainedTokenizerBase", turns: list[dict[str, str]], where: str, **options: Any
-) -> Any:
-    """The tokenizer's chat template, its refusals as a `DataError` that names the record."""
+    Not through `apply_chat_template`: its mask of answers loses the last bytes of an answer that
+    ends with a character of several tokens.
+    """
+    turns = [{"role": m.role, "content": m.content} for m in document.messages[:num_messages]]
+    options: dict[str, Any] = {**tokenizer.special_tokens_map, "add_generation_prompt": prompt}
+    template = tokenizer.get_chat_template()
+    marked = _GENERATION_BLOCK.search(template) is not None
     try:
-        return tokenizer.apply_chat_template(turns, **options)
+        rendered, spans = render_jinja_template(
+            [turns], chat_template=template, return_assistant_tokens_mask=marked, **options
+        )
     except TemplateError as error:
-        raise DataError(f"{where}: the chat template refuses the conversation ({error})") from error
+        raise DataError(
+            f"{document.where}: the chat template refuses the conversation ({error})"
+        ) from error
+    return rendered[0], [(start, end) for start, end in spans[0]] if marked else []

@@ -68,7 +68,7 @@ def shards_ready(folder: Path | str, settings: DataBuild) -> bool:
             f"({_difference(manifest['settings'], wanted, differing)}); {_WAY_OUT}"
         )
     _refuse_changed_inputs(folder, manifest["inputs"], input_hashes(settings))
-    _refuse_damaged_files(folder, manifest["files"])
+    refuse_damaged_files(folder, manifest["files"])
     return True
 
 
@@ -118,21 +118,26 @@ def sha256_of(path: Path) -> str:
         return file_digest(stream, "sha256").hexdigest()
 
 
-def _refuse_changed_inputs(folder: Path, recorded: dict[str, str], at_hand: dict[str, str]) -> None:
-    changed = sorted(name for name, value in at_hand.items() if recorded.get(name, value) != value)
-    if changed:
-        raise DataError(
-            f"{folder}: its shards were built before {', '.join(changed)} changed; {_WAY_OUT}"
-        )
+def refuse_damaged_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Compare the sizes of the shards' files with those in the manifest; contents are not read.
 
-
-def _refuse_damaged_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    Raises:
+        DataError: for the first file that is missing or of another size.
+    """
     for name, recorded in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size != recorded["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
             raise DataError(f"{path}: {found}, the manifest says {recorded['bytes']} bytes")
+
+
+def _refuse_changed_inputs(folder: Path, recorded: dict[str, str], at_hand: dict[str, str]) -> None:
+    changed = sorted(name for name, value in at_hand.items() if recorded.get(name, value) != value)
+    if changed:
+        raise DataError(
+            f"{folder}: its shards were built before {', '.join(changed)} changed; {_WAY_OUT}"
+        )
 
 
 def _difference(there: dict[str, Any], wanted: dict[str, Any], keys: list[str]) -> str:
