@@ -21,7 +21,11 @@ _CORE_SCHEMA = (
     ("tag:yaml.org,2002:null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("tag:yaml.org,2002:int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("tag:yaml.org,2002:float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?",
+        list("-+.0123456789"),
+    ),
 )
 
 
@@ -34,9 +38,13 @@ class _CoreLoader(yaml.SafeLoader):
         """Refuse anchors, aliases and tags before a node is made of them."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise yaml.MarkedYAMLError(problem="anchors and aliases are not accepted", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="anchors and aliases are not accepted", problem_mark=event.start_mark
+            )
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem=f"the tag {event.tag} is not accepted", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"the tag {event.tag} is not accepted", problem_mark=event.start_mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -103,13 +111,20 @@ def _construct(text: str, where: str, with_line: bool = True) -> tuple[Any, dict
 def _value(loader: _CoreLoader, node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int]) -> Any:
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
-        return {key: _value(loader, child, (*path, key), lines) for key, child in _items(node, path, lines)}
+        return {
+            key: _value(loader, child, (*path, key), lines)
+            for key, child in _items(node, path, lines)
+        }
     if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, child, (*path, index), lines) for index, child in enumerate(node.value)]
+        return [
+            _value(loader, child, (*path, index), lines) for index, child in enumerate(node.value)
+        ]
     return _scalar(cast("yaml.ScalarNode", node))
 
 
-def _items(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int]) -> Iterator[tuple[str, yaml.Node]]:
+def _items(
+    node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int]
+) -> Iterator[tuple[str, yaml.Node]]:
     seen: set[str] = set()
     for key_node, child in node.value:
         mark = key_node.start_mark
@@ -118,7 +133,9 @@ def _items(node: yaml.MappingNode, path: KeyPath, lines: dict[KeyPath, int]) -> 
         key = key_node.value
         if key in seen:
             first = lines[(*path, key)]
-            raise yaml.MarkedYAMLError(problem=f"{key} is given twice (first in line {first})", problem_mark=mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"{key} is given twice (first in line {first})", problem_mark=mark
+            )
         seen.add(key)
         lines[(*path, key)] = mark.line + 1
         yield key, child
@@ -131,13 +148,17 @@ def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int" and len(text) > 100:
-        raise yaml.MarkedYAMLError(problem="a number of more than 100 digits", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(
+            problem="a number of more than 100 digits", problem_mark=node.start_mark
+        )
     if kind == "int":
         return int(text)
     if kind == "float":
         value = float(text)
         if math.isinf(value):
-            raise yaml.MarkedYAMLError(problem=f"{text} is too large a number", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"{text} is too large a number", problem_mark=node.start_mark
+            )
         return value
     return text
 

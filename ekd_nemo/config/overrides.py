@@ -20,7 +20,9 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
-        raise ConfigError(f"--set {text}: expected key=value, with dots between nested keys: train.steps=20")
+        raise ConfigError(
+            f"--set {text}: expected key=value, with dots between nested keys: train.steps=20"
+        )
     return parts, load_value(value, f"--set {text}")
 
 
@@ -47,7 +49,9 @@ def apply_override(data: dict[str, Any], origins: MutableMapping[KeyPath, str], 
     set_origins(origins, (*path, key), value, where)
 
 
-def set_origins(origins: MutableMapping[KeyPath, str], path: KeyPath, value: Any, where: str) -> None:
+def set_origins(
+    origins: MutableMapping[KeyPath, str], path: KeyPath, value: Any, where: str
+) -> None:
     """Note `where` as the origin of a value and of all inside it; origins of what stood there before are dropped."""
     for old in [old for old in origins if old[: len(path)] == path]:
         del origins[old]
@@ -66,9 +70,15 @@ def _key(node: Any, part: str, path: KeyPath, where: str) -> str | int:
     if isinstance(node, dict):
         return part
     if not isinstance(node, list):
-        raise ConfigError(f"{where}: {dotted(path)} is a single value ({node!r}) and has no key {part}")
+        raise ConfigError(
+            f"{where}: {dotted(path)} is a single value ({node!r}) and has no key {part}"
+        )
     length = len(cast("list[Any]", node))
     if not part.isdecimal() or int(part) >= length:
-        accepted = f"an index from 0 to {length - 1}" if length else "no index: the list is empty; set it whole"
+        accepted = (
+            f"an index from 0 to {length - 1}"
+            if length
+            else "no index: the list is empty; set it whole"
+        )
         raise ConfigError(f"{where}: {dotted(path)} is a list of {length}; accepted: {accepted}")
     return int(part)

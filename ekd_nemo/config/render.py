@@ -25,10 +25,13 @@ def render(data: dict[str, Any], comment: Comment | None = None) -> str:
 
     Args:
         data: mappings, lists, text, numbers, truth values and null.
-        comment: a remark for the line of a key, or "" for none.
+        comment: the remark for a line that holds a value, or "" for none.
     Returns: text that ends with a newline.
     """
-    lines = [_remarked(line, comment(path) if comment else "") for path, line in _mapping(data, (), "")]
+    lines = [
+        _remarked(line, comment(path) if comment and path else "")
+        for path, line in _mapping(data, (), "")
+    ]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -40,10 +43,12 @@ def _mapping(data: dict[str, Any], path: KeyPath, indent: str) -> Iterator[tuple
     for key, value in data.items():
         here = (*path, key)
         if isinstance(value, dict) and value:
-            yield here, f"{indent}{scalar(key)}:"
+            yield (), f"{indent}{scalar(key)}:"
             yield from _mapping(cast("dict[str, Any]", value), here, indent + "  ")
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in cast("list[Any]", value)):
-            yield here, f"{indent}{scalar(key)}:"
+        elif isinstance(value, list) and any(
+            isinstance(item, dict) for item in cast("list[Any]", value)
+        ):
+            yield (), f"{indent}{scalar(key)}:"
             yield from _items(cast("list[Any]", value), here, indent)
         else:
             yield here, f"{indent}{scalar(key)}: {_flow(value)}"
@@ -55,13 +60,17 @@ def _items(items: list[Any], path: KeyPath, indent: str) -> Iterator[tuple[KeyPa
         if not isinstance(item, dict) or not item:
             yield here, f"{indent}- {_flow(item)}"
             continue
-        for number, (inner, line) in enumerate(_mapping(cast("dict[str, Any]", item), here, indent + "  ")):
+        for number, (inner, line) in enumerate(
+            _mapping(cast("dict[str, Any]", item), here, indent + "  ")
+        ):
             yield inner, f"{indent}- {line[len(indent) + 2 :]}" if number == 0 else line
 
 
 def _flow(value: Any) -> str:
     if isinstance(value, dict):
-        inner = ", ".join(f"{scalar(key)}: {_flow(item)}" for key, item in cast("dict[str, Any]", value).items())
+        inner = ", ".join(
+            f"{scalar(key)}: {_flow(item)}" for key, item in cast("dict[str, Any]", value).items()
+        )
         return f"{{{inner}}}"
     if isinstance(value, list):
         return f"[{', '.join(_flow(item) for item in cast('list[Any]', value))}]"
@@ -74,4 +83,6 @@ def scalar(value: str | float | bool | None) -> str:
         return json.dumps(value)
     if _PLAIN.fullmatch(value) and value.lower() not in _RESERVED:
         return value
-    return str(yaml.dump(value, default_style='"', allow_unicode=True, width=2**31)).removesuffix("\n")
+    return str(yaml.dump(value, default_style='"', allow_unicode=True, width=2**31)).removesuffix(
+        "\n"
+    )

@@ -29,6 +29,10 @@ class ResolvedRecipe:
         """The resolved recipe as YAML, every default written out."""
         return recipe_text(self.recipe)
 
+    def place(self, key: str) -> str:
+        """Where a value was given, or the section around it, for messages: `recipes/x.yaml:12`."""
+        return _place(self.source, self.origins)(tuple(key.split(".")))
+
 
 def recipe_folders(user: Path = Path("recipes")) -> tuple[Path, ...]:
     """Where recipes are looked for: the user's `./recipes`, then those that ship with ekd; one folder once."""
@@ -53,15 +57,21 @@ def find_recipe(name: str, folders: Sequence[Path] | None = None) -> Path:
     """
     if name.endswith(SUFFIX):
         if not Path(name).is_file():
-            raise ConfigError(f"{name}: no such file; give a recipe's file or one of the names of `ekd recipe list`")
+            raise ConfigError(
+                f"{name}: no such file; give a recipe's file or one of the names of `ekd recipe list`"
+            )
         return Path(name)
     known = list_recipes(folders)
     if name not in known:
-        raise ConfigError(f"recipe {name} is not known; accepted: {', '.join(known) or 'none is there'}")
+        raise ConfigError(
+            f"recipe {name} is not known; accepted: {', '.join(known) or 'none is there'}"
+        )
     return known[name]
 
 
-def resolve_recipe(name: str, overrides: Sequence[str] = (), folders: Sequence[Path] | None = None) -> ResolvedRecipe:
+def resolve_recipe(
+    name: str, overrides: Sequence[str] = (), folders: Sequence[Path] | None = None
+) -> ResolvedRecipe:
     """Read, compose, override and validate a recipe.
 
     Args:
@@ -77,7 +87,9 @@ def resolve_recipe(name: str, overrides: Sequence[str] = (), folders: Sequence[P
     recipe = validate(Recipe, data, _place(path, origins), "the recipe")
     if recipe.name != path.stem:
         place = _place(path, origins)(("name",))
-        raise ConfigError(f"{place}: name is {recipe.name}; accepted: {path.stem}, as the file is called")
+        raise ConfigError(
+            f"{place}: name is {recipe.name}; accepted: {path.stem}, as the file is called"
+        )
     return ResolvedRecipe(recipe, path, origins)
 
 
@@ -96,13 +108,17 @@ def recipe_text(recipe: Recipe) -> str:
     return render(recipe.model_dump(mode="json"))
 
 
-def _compose(path: Path, folders: Sequence[Path] | None, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def _compose(
+    path: Path, folders: Sequence[Path] | None, seen: tuple[Path, ...]
+) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """The recipe's own data over that of its `base`, with the place of every value."""
     document = load_document(path)
     places = {key: f"{path}:{line}" for key, line in document.lines.items()}
     base = document.data.pop("base", None)
     if base is None:
-        return document.data, {key: place for key, place in places.items() if key and key[0] != "base"}
+        return document.data, {
+            key: place for key, place in places.items() if key and key[0] != "base"
+        }
     chain = (*seen, path.resolve())
     base_path = _base_path(base, path, places[("base",)], folders)
     if base_path.resolve() in chain:
@@ -127,7 +143,11 @@ def _base_path(base: Any, path: Path, place: str, folders: Sequence[Path] | None
 
 
 def _merge(
-    under: dict[str, Any], over: dict[str, Any], path: KeyPath, origins: dict[KeyPath, str], places: dict[KeyPath, str]
+    under: dict[str, Any],
+    over: dict[str, Any],
+    path: KeyPath,
+    origins: dict[KeyPath, str],
+    places: dict[KeyPath, str],
 ) -> None:
     """Put `over` on `under`, in place: mappings are merged, everything else is replaced."""
     for key, value in over.items():

@@ -16,7 +16,9 @@ from ekd_nemo.errors import ConfigError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate(model: type[Model], data: dict[str, Any], where: Callable[[KeyPath], str], what: str) -> Model:
+def validate(
+    model: type[Model], data: dict[str, Any], where: Callable[[KeyPath], str], what: str
+) -> Model:
     """Make `model` of plain data, strictly: no text for a number, no number for a truth value.
 
     Args:
@@ -33,7 +35,9 @@ def validate(model: type[Model], data: dict[str, Any], where: Callable[[KeyPath]
         first = details[0]
         path = _path_in(data, first["loc"])
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise ConfigError(f"{where(path)}: {_message(model, data, first, path, what)}{more}") from error
+        raise ConfigError(
+            f"{where(path)}: {_message(model, data, first, path, what)}{more}"
+        ) from error
 
 
 def _union_noise(detail: ErrorDetails) -> int:
@@ -59,7 +63,9 @@ def _has(data: Any, part: str | int) -> bool:
     return isinstance(data, list) and isinstance(part, int) and part < len(cast("list[Any]", data))
 
 
-def _message(model: type[BaseModel], data: Any, detail: ErrorDetails, path: KeyPath, what: str) -> str:
+def _message(
+    model: type[BaseModel], data: Any, detail: ErrorDetails, path: KeyPath, what: str
+) -> str:
     kind, name = detail["type"], dotted(path) or what
     parent = dotted(path[:-1]) or what
     accepted = accepted_keys(model, path[:-1], data)
@@ -71,7 +77,11 @@ def _message(model: type[BaseModel], data: Any, detail: ErrorDetails, path: KeyP
         return f"{name} is missing from {parent}; its keys: {', '.join(accepted)}"
     if kind == "value_error":
         return f"{name}: {detail['ctx']['error']}"
-    expected = f"accepted: {detail['ctx']['expected']}" if kind == "literal_error" else _lower(detail["msg"])
+    expected = (
+        f"accepted: {detail['ctx']['expected']}"
+        if kind == "literal_error"
+        else _lower(detail["msg"])
+    )
     return f"{name} is {_shown(detail['input'])}; {expected}"
 
 
@@ -91,7 +101,9 @@ def accepted_keys(model: type[BaseModel], path: Sequence[str | int], data: Any) 
         candidates = [inner for candidate in candidates for inner in _step(candidate, part)]
         data = data[part] if _has(data, part) else None
         candidates = [candidate for candidate in candidates if _tags_agree(candidate, data)]
-    keys = [key for candidate in candidates if _is_model(candidate) for key in candidate.model_fields]
+    keys = [
+        key for candidate in candidates if _is_model(candidate) for key in candidate.model_fields
+    ]
     return list(dict.fromkeys(keys))
 
 

@@ -83,10 +83,17 @@ def test_counts_lines_of_nested_keys_and_items(tmp_path: Path) -> None:
     assert lines[("a", "c", 1, "e")] == 6
 
 
-plain = st.none() | st.booleans() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False)
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 values = st.recursive(
-    plain | text, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=15
+    plain | text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=15,
 )
 
 

@@ -66,38 +66,83 @@ def test_a_recipe_lies_over_its_base(folder: Path) -> None:
     assert recipe.objective.alpha == 0.5
     assert resolved.origins[("train", "steps")] == "--set train.steps=30"
     assert resolved.origins[("train", "global_batch_size")] == f"{folder / 'base.yaml'}:15"
-    assert resolved.origins[("objective", "response", "temperature")] == f"{folder / 'child.yaml'}:5"
+    assert (
+        resolved.origins[("objective", "response", "temperature")] == f"{folder / 'child.yaml'}:5"
+    )
 
 
 def test_a_circle_of_bases_is_refused(folder: Path) -> None:
     (folder / "base.yaml").write_text(BASE + "base: child\n")
-    with pytest.raises(ConfigError, match=r"base\.yaml:16: base goes in a circle: child -> base -> child"):
+    with pytest.raises(
+        ConfigError, match=r"base\.yaml:16: base goes in a circle: child -> base -> child"
+    ):
         resolve_recipe("child", folders=[folder])
 
 
 def test_an_unknown_base_is_named(folder: Path) -> None:
     (folder / "child.yaml").write_text("base: nothing\nname: child\n")
-    with pytest.raises(ConfigError, match=r"child\.yaml:1: base: recipe nothing is not known; accepted: base, child"):
+    with pytest.raises(
+        ConfigError,
+        match=r"child\.yaml:1: base: recipe nothing is not known; accepted: base, child",
+    ):
         resolve_recipe("child", folders=[folder])
 
 
 BROKEN = [
-    ("alpha: 0.5", "alhpa: 0.5", r"base\.yaml:10: objective\.alhpa is not a key of objective; did you mean alpha\? accepted: alpha, w_ce"),
-    ("method: response", "methode: response", r"base\.yaml:2: methode is not a key of the recipe; did you mean method\?"),
-    ("method: response", "method: respons", r"base\.yaml:2: method is \"respons\"; accepted: 'sft', 'response'"),
-    ("steps: 10", "steps: ten", r"base\.yaml:14: train\.steps is \"ten\"; input should be a valid integer"),
-    ("steps: 10", "steps: true", r"base\.yaml:14: train\.steps is true; input should be a valid integer"),
+    (
+        "alpha: 0.5",
+        "alhpa: 0.5",
+        r"base\.yaml:10: objective\.alhpa is not a key of objective; did you mean alpha\? accepted: alpha, w_ce",
+    ),
+    (
+        "method: response",
+        "methode: response",
+        r"base\.yaml:2: methode is not a key of the recipe; did you mean method\?",
+    ),
+    (
+        "method: response",
+        "method: respons",
+        r"base\.yaml:2: method is \"respons\"; accepted: 'sft', 'response'",
+    ),
+    (
+        "steps: 10",
+        "steps: ten",
+        r"base\.yaml:14: train\.steps is \"ten\"; input should be a valid integer",
+    ),
+    (
+        "steps: 10",
+        "steps: true",
+        r"base\.yaml:14: train\.steps is true; input should be a valid integer",
+    ),
     ("steps: 10", "steps: 0", r"base\.yaml:14: train\.steps is 0; input should be greater than 0"),
-    ("  steps: 10\n", "", r"base\.yaml:13: train\.steps is missing from train; its keys: steps, global_batch_size"),
-    ("global_batch_size: 8", "global_batch_size: 8\n  micro_batch_size: 3", r"base\.yaml:13: train: global_batch_size 8 must be a multiple"),
+    (
+        "  steps: 10\n",
+        "",
+        r"base\.yaml:13: train\.steps is missing from train; its keys: steps, global_batch_size",
+    ),
+    (
+        "global_batch_size: 8",
+        "global_batch_size: 8\n  micro_batch_size: 3",
+        r"base\.yaml:13: train: global_batch_size 8 must be a multiple",
+    ),
     ("optimizer: {lr: 1e-4}", "optimizer: 1e-4", r"base\.yaml:12: optimizer is 0\.0001; "),
-    ("teacher: {path: models/teacher}\n", "", r"base\.yaml: the recipe: method response .* needs teacher"),
-    ("name: base", "name: bass", r"base\.yaml:1: name is bass; accepted: base, as the file is called"),
+    (
+        "teacher: {path: models/teacher}\n",
+        "",
+        r"base\.yaml: the recipe: method response .* needs teacher",
+    ),
+    (
+        "name: base",
+        "name: bass",
+        r"base\.yaml:1: name is bass; accepted: base, as the file is called",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("old", "new", "message"), BROKEN)
-def test_an_error_is_one_line_with_its_place(folder: Path, old: str, new: str, message: str) -> None:
+def test_an_error_is_one_line_with_its_place(
+    folder: Path, old: str, new: str, message: str
+) -> None:
     assert old in BASE
     (folder / "base.yaml").write_text(BASE.replace(old, new))
     with pytest.raises(ConfigError, match=message) as caught:
@@ -108,10 +153,22 @@ def test_an_error_is_one_line_with_its_place(folder: Path, old: str, new: str, m
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objective.temprature=2", r"--set objective\.temprature=2: objective\.temprature is not a key of objective; "),
-        ("objektive.alpha=1", r"--set objektive\.alpha=1: objektive is not a key of the recipe; did you mean objective\?"),
-        ("objective.response.temp=2", r"objective\.response\.temp is not a key of objective\.response; .*accepted: kind, temperature, weight"),
-        ("train.steps=0", r"--set train\.steps=0: train\.steps is 0; input should be greater than 0"),
+        (
+            "objective.temprature=2",
+            r"--set objective\.temprature=2: objective\.temprature is not a key of objective; ",
+        ),
+        (
+            "objektive.alpha=1",
+            r"--set objektive\.alpha=1: objektive is not a key of the recipe; did you mean objective\?",
+        ),
+        (
+            "objective.response.temp=2",
+            r"objective\.response\.temp is not a key of objective\.response; .*accepted: kind, temperature, weight",
+        ),
+        (
+            "train.steps=0",
+            r"--set train\.steps=0: train\.steps is 0; input should be greater than 0",
+        ),
         ("name=other", r"--set name=other: name is other; accepted: base"),
         (
             "data.build={tokenizer: t, sources: [{kind: jsonl, path: x}]}",
@@ -133,7 +190,9 @@ def test_unknown_recipe_lists_the_known_ones(folder: Path) -> None:
         find_recipe("none.yaml", [folder])
 
 
-def test_the_users_folder_comes_first(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_users_folder_comes_first(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     second = tmp_path_factory.mktemp("second")
     for name in ("base", "other"):
         (second / f"{name}.yaml").write_text(BASE)
@@ -151,7 +210,9 @@ def test_recipe_folders(tmp_path: Path) -> None:
 
 
 def test_the_packaged_recipes_are_found() -> None:
-    assert {"smoke_sft", "smoke_response", "sft_8b", "response_70b_to_8b"} <= set(list_recipes([PACKAGED_RECIPES]))
+    assert {"smoke_sft", "smoke_response", "sft_8b", "response_70b_to_8b"} <= set(
+        list_recipes([PACKAGED_RECIPES])
+    )
 
 
 def test_the_text_is_read_back_as_the_same_recipe(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""The command line `ekd`: one Typer module per command group, each imported when it is asked for."""

@@ -1,0 +1,109 @@
+"""`ekd recipe list | show | launch`."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ekd_nemo.cli.common import table
+from ekd_nemo.config.loader import KeyPath
+from ekd_nemo.config.render import render
+from ekd_nemo.config.resolve import ResolvedRecipe, list_recipes, resolve_recipe
+from ekd_nemo.errors import ConfigError, UserError
+from ekd_nemo.records.identity import make_run_id
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List, show and launch recipes."
+)
+
+Name = Annotated[str, typer.Argument(help="A recipe's name, or the path of a .yaml file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one value: train.steps=20. Repeatable."
+    ),
+]
+
+
+@app.command("list")
+def list_command() -> None:
+    """List the recipes of ./recipes and those that ship with ekd."""
+    rows = [("NAME", "METHOD", "DESCRIPTION")]
+    for name, path in list_recipes().items():
+        try:
+            recipe = resolve_recipe(str(path)).recipe
+            rows.append((name, recipe.method, recipe.description))
+        except ConfigError as error:
+            rows.append((name, "?", f"refused: {error}"))
+    typer.echo(table(rows))
+
+
+@app.command()
+def show(name: Name, overrides: Overrides = None) -> None:
+    """Print a recipe as it resolves, and where each value comes from."""
+    resolved = resolve_recipe(name, overrides or ())
+    recipe = resolved.recipe
+    typer.echo(f"# {resolved.source}")
+    typer.echo(f"# run id: {make_run_id(recipe.name, recipe.model_dump(mode='json'), recipe.seed)}")
+    typer.echo(
+        render(recipe.model_dump(mode="json"), comment=lambda path: _origin(resolved, path)),
+        nl=False,
+    )
+
+
+def _origin(resolved: ResolvedRecipe, path: KeyPath) -> str:
+    return resolved.origins.get(path, "default")
+
+
+@app.command()
+def launch(
+    name: Name,
+    overrides: Overrides = None,
+    local: Annotated[bool, typer.Option("--local", help="Run on this machine.")] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Ranks to start; by default as many as one copy of the student needs."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be run and written; do nothing.")
+    ] = False,
+    runs: Annotated[Path, typer.Option(help="The folder of run directories.")] = Path("runs"),
+    run_id: Annotated[
+        str | None, typer.Option(help="Take this run id instead of the recipe's own.")
+    ] = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start afresh beside what is there, as RUN_ID-2, -3, ...")
+    ] = False,
+) -> None:
+    """Train, export and evaluate as a recipe says; the same call again goes on where it stopped."""
+    if not local:
+        raise UserError("launch needs --local: launching on a cluster is not supported yet")
+    from ekd_nemo.launch.local import (
+        check_local,
+        launch_local,
+        plan_local,
+    )  # psutil and pyarrow are not for `list` and `show`
+
+    plan = plan_local(
+        resolve_recipe(name, overrides or ()), runs=runs, run_id=run_id, new=new, nproc=nproc
+    )
+    if dry_run:
+        typer.echo(plan.describe())
+        check_local(plan)
+        return
+    words = [
+        "ekd",
+        "recipe",
+        "launch",
+        name,
+        *(f"--set={text}" for text in overrides or ()),
+        "--local",
+    ]
+    words += ["--nproc", str(nproc)] if nproc else []
+    words += ["--runs", str(runs), "--run-id", plan.run.run_id]
+    code = launch_local(plan, typer.echo, resume=shlex.join(words))
+    if code:
+        raise typer.Exit(code)

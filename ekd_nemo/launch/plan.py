@@ -1,0 +1,215 @@
+"""What a launch on this machine does, as data: steps with their argv, environment and products. Nothing is run here."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ekd_nemo.config.recipe import Energy, Recipe
+from ekd_nemo.config.resolve import ResolvedRecipe
+from ekd_nemo.errors import ConfigError, LayoutError
+from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.sources.manifest import shards_ready
+
+ATTEMPT_VARIABLE = "EKD_ATTEMPT"
+UUIDS_VARIABLE = "EKD_DEVICE_UUIDS"
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of a launch.
+
+    Attributes:
+        name: short, also the name of its log.
+        caption: what it does, for the reader of the console.
+        argv: the command; never a shell's text.
+        env: variables set beside those of the launcher.
+        products: what exists once it has finished.
+        ranks: training ranks below it; 0 for a step that is not training. Ranks save when asked to stop.
+    """
+
+    name: str
+    caption: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    products: tuple[Path, ...] = ()
+    ranks: int = 0
+
+    def command(self) -> str:
+        """The step as it could be typed into a shell."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        return " ".join([*variables, shlex.join(self.argv)])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A launch: the run directory, what is done before it exists, and the run's own steps."""
+
+    resolved: ResolvedRecipe
+    run: RunDir
+    world_size: int
+    preparation: tuple[Step, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return self.resolved.recipe
+
+    def describe(self) -> str:
+        """The whole plan as text, for `--dry-run`."""
+        lines = [
+            f"run {self.run.run_id}: {self.recipe.method} on {self.world_size} rank(s)",
+            "",
+            "would write:",
+        ]
+        lines += [
+            f"  {path}"
+            for path in (self.run.run_json, self.run.recipe_yaml, self.run.telemetry, self.run.logs)
+        ]
+        lines += [
+            f"  {path}" for step in (*self.preparation, *self.steps) for path in step.products
+        ]
+        lines += ["", "would run:"]
+        for step in (*self.preparation, *self.steps):
+            lines += [f"  # {step.caption}", f"  {step.command()}"]
+        lines += ["  # beside the run's steps: the sampler of the energy meters"]
+        lines += [f"  {shlex.join(sampler_argv(self.run, self.recipe.energy))}"]
+        return "\n".join(lines)
+
+
+def sampler_argv(run: RunDir, energy: Energy) -> tuple[str, ...]:
+    """The sampler's command, but for the process that it follows."""
+    words = [
+        sys.executable,
+        "-m",
+        "ekd_nemo.telemetry.sampler",
+        f"--run={run.path}",
+        f"--meter={energy.meter}",
+    ]
+    words += [
+        f"--power-period-ms={energy.power_period_ms}",
+        f"--counter-period-ms={energy.counter_period_ms}",
+    ]
+    return (*words, *([] if energy.cpu_tdp_w is None else [f"--cpu-tdp-w={energy.cpu_tdp_w}"]))
+
+
+def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None) -> Plan:
+    """Lay out the steps of a launch on this machine.
+
+    Args:
+        resolved: the recipe.
+        run: where the run is, or will be.
+        nproc: ranks to start; None starts one copy of the student.
+    Raises: ConfigError for paths that hold control characters; LayoutError if `nproc` does not fit;
+        DataError if the shards' folder holds something else.
+    """
+    recipe = resolved.recipe
+    _refuse_control_characters(
+        {"--runs": str(run.path), resolved.place("data.path"): recipe.data.path}
+    )
+    world_size = world_size_of(recipe, nproc)
+    steps = [_train_step(recipe, run, world_size), _export_step(run)]
+    if recipe.evaluation.lm is not None:
+        steps.append(_eval_step(recipe, run))
+    return Plan(resolved, run, world_size, _data_steps(recipe), tuple(steps))
+
+
+def world_size_of(recipe: Recipe, nproc: int | None) -> int:
+    """Ranks to start.
+
+    Raises: LayoutError unless they hold whole copies of the student, and the batch divides among the copies.
+    """
+    parallel, train = recipe.student.parallel, recipe.train
+    copy = parallel.tensor * parallel.pipeline
+    ranks = copy if nproc is None else nproc
+    if ranks % copy:
+        raise LayoutError(
+            f"--nproc {ranks}: one copy of the student takes tensor {parallel.tensor} x pipeline {parallel.pipeline} "
+            f"= {copy} ranks; accepted: multiples of {copy}"
+        )
+    copies = ranks // copy
+    if train.global_batch_size % (train.micro_batch_size * copies):
+        raise LayoutError(
+            f"--nproc {ranks}: {copies} copies of the student with train.micro_batch_size "
+            f"{train.micro_batch_size} do not divide train.global_batch_size {train.global_batch_size}; "
+            f"accepted: multiples of {train.micro_batch_size * copies}"
+        )
+    return ranks
+
+
+def _refuse_control_characters(texts: Mapping[str, str]) -> None:
+    for where, text in texts.items():
+        if not text.isprintable():
+            raise ConfigError(
+                f"{where}: {text!r} holds a line break or control character; a plain path is accepted"
+            )
+
+
+def argument(path: Path) -> str:
+    """A path as an argument: one that begins with a dash is not taken for an option."""
+    text = str(path)
+    return f"./{text}" if text.startswith("-") else text
+
+
+def _worker(*words: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "ekd_nemo.worker", *words)
+
+
+def _data_steps(recipe: Recipe) -> tuple[Step, ...]:
+    """The build of the shards, unless they are there."""
+    build, folder = recipe.data.build, Path(recipe.data.path)
+    if build is None or shards_ready(folder, build):
+        return ()
+    argv = _worker(
+        "data", "build", "--settings", build.model_dump_json(), "--out", argument(folder)
+    )
+    return (
+        Step(
+            "data", f"building the shards in {folder}", argv, products=(folder / "manifest.json",)
+        ),
+    )
+
+
+def _train_step(recipe: Recipe, run: RunDir, world_size: int) -> Step:
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    words = ("-m", "ekd_nemo.worker", "train", "--run", argument(run.path))
+    # The rendezvous stays on the loopback device and picks a free port by itself.
+    torchrun = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        str(world_size),
+    )
+    argv = (sys.executable, *words) if world_size == 1 else (sys.executable, *torchrun, *words)
+    return Step(
+        "train",
+        f"training {recipe.train.steps} steps on {ranks}",
+        argv,
+        env={THREADS_VARIABLE: str(max(1, len(os.sched_getaffinity(0)) // world_size))},
+        products=(run.checkpoints,),
+        ranks=world_size,
+    )
+
+
+def _export_step(run: RunDir) -> Step:
+    argv = _worker("convert", "export", "--run", argument(run.path))
+    return Step(
+        "export", f"exporting the student to {run.hf}", argv, products=(run.hf / "config.json",)
+    )
+
+
+def _eval_step(recipe: Recipe, run: RunDir) -> Step:
+    who = (
+        "student and teacher"
+        if recipe.teacher is not None and recipe.evaluation.teacher
+        else "student"
+    )
+    argv = (sys.executable, "-m", "ekd_nemo", "eval", "lm", argument(run.path))
+    return Step("eval", f"evaluating {who}", argv, products=(run.eval,))

@@ -1,0 +1,99 @@
+"""What is refused before anything is started: one line that names the place and what is accepted."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from ekd_nemo.config.resolve import resolve_recipe
+from ekd_nemo.errors import EXIT_USER, EkdError
+from ekd_nemo.launch import checks
+from ekd_nemo.launch.local import plan_local
+from tests.unit.launch.conftest import CONFIG
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def check(*overrides: str) -> None:
+    checks.check_plan(plan_local(resolve_recipe("tiny", overrides), runs=Path("runs")))
+
+
+def test_a_sound_recipe_passes(here: Path) -> None:
+    check()
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "teacher.path=models/gone",
+            r"^--set teacher\.path=models/gone: teacher\.path: models/gone: no such folder",
+        ),
+        (
+            "student.parallel.tensor=3",
+            r"tensor=3: student\.parallel\.tensor: student: tensor=3 does not divide its 4 attention heads",
+        ),
+        (
+            "student.parallel.pipeline=4",
+            r"pipeline=4: student\.parallel\.pipeline: student: pipeline=4 does not divide its 2 layers",
+        ),
+        (
+            "student.init.keep_layers=[0, 4]",
+            r"student\.init\.keep_layers: the teacher has no layer 4; accepted: 0 to 3",
+        ),
+        (
+            "data.build.sequence_length=256",
+            r"data\.build\.sequence_length is 256; accepted: up to 128",
+        ),
+        ("data.build=null", r"no manifest\.json; expected a folder made by `ekd data build`"),
+        ("method=combined", r"method combined"),
+    ],
+)
+def test_refuses(here: Path, override: str, message: str) -> None:
+    extra = [
+        "objective.feature.pairs=[{teacher_layer: 0, student_layer: 0}]",
+        "objective.alpha=null",
+    ]
+    with pytest.raises(EkdError, match=message) as caught:
+        check(override, *(extra if "method" in override else []))
+    assert caught.value.exit_code == EXIT_USER
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_without_config_is_named_with_line(here: Path) -> None:
+    (here / "models" / "the teacher" / "config.json").unlink()
+    with pytest.raises(
+        EkdError, match=r"^recipes/tiny\.yaml:3: teacher\.path: .*config\.json: no such file"
+    ):
+        check()
+
+
+def test_the_teachers_layout_is_checked_as_well(here: Path) -> None:
+    other = here / "models" / "other"
+    other.mkdir()
+    (other / "config.json").write_text(
+        json.dumps({**CONFIG, "num_attention_heads": 8, "num_key_value_heads": 8})
+    )
+    with pytest.raises(EkdError, match=r"tensor: teacher: tensor=4|tensor: teacher: .*tensor=4"):
+        check(
+            "student.init={source: random, path: models/other}",
+            "student.parallel.tensor=4",
+        )
+
+
+def test_a_full_disk_is_said_beforehand(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9, 10**5))
+    with pytest.raises(
+        EkdError, match=r"runs: 0\.0 GB are free and checkpoints and export need about 0\.0 GB"
+    ):
+        check()
+
+
+def test_hub_ids_and_folders(here: Path) -> None:
+    assert checks.is_hub_id("meta-llama/Llama-3.1-8B-Instruct")
+    assert not checks.is_hub_id("models/gone")
+    assert not checks.is_hub_id("assets/teacher/gone")
+    assert not checks.is_hub_id("/abs/gone")

@@ -1,0 +1,90 @@
+"""Plans: argv of every step, hostile paths, and what does not fit."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from ekd_nemo.config.resolve import ResolvedRecipe, resolve_recipe
+from ekd_nemo.errors import ConfigError, LayoutError
+from ekd_nemo.launch.plan import argument, plan_launch
+from ekd_nemo.records.rundir import RunDir
+
+
+def test_the_steps_of_one_rank(tiny: ResolvedRecipe) -> None:
+    plan = plan_launch(tiny, RunDir(Path("the runs/x")))
+    assert [step.name for step in plan.preparation] == ["data"]
+    assert [step.name for step in plan.steps] == ["train", "export"]
+    train = plan.steps[0]
+    assert train.argv == (sys.executable, "-m", "ekd_nemo.worker", "train", "--run", "the runs/x")
+    assert (train.ranks, plan.world_size) == (1, 1)
+
+
+def test_several_ranks_go_through_torchrun_on_the_loopback_device(here: Path) -> None:
+    resolved = resolve_recipe("tiny", ["student.parallel.tensor=2", "evaluation.lm.tasks=[t]"])
+    plan = plan_launch(resolved, RunDir(Path("runs/x")), nproc=4)
+    train = plan.steps[0]
+    assert train.argv == (
+        *(
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--local-addr",
+            "127.0.0.1",
+        ),
+        *("--nproc-per-node", "4", "-m", "ekd_nemo.worker", "train", "--run", "runs/x"),
+    )
+    assert [step.name for step in plan.steps] == ["train", "export", "eval"]
+    assert int(train.env["OMP_NUM_THREADS"]) >= 1
+
+
+def test_odd_paths_stay_one_word(tiny: ResolvedRecipe) -> None:
+    plan = plan_launch(tiny, RunDir(Path('it\'s $(x) "y"/run')))
+    data = plan.preparation[0]
+    assert data.argv[-2:] == ("--out", 'data/it\'s "odd"')
+    for step in (*plan.preparation, *plan.steps):
+        words = shlex.split(step.command())
+        assert tuple(words[len(step.env) :]) == step.argv
+
+
+@pytest.mark.parametrize("name", ["line\nbreak", "tab\there", "bell\x07"])
+def test_control_characters_in_paths_are_refused(tiny: ResolvedRecipe, name: str) -> None:
+    with pytest.raises(ConfigError, match="--runs: .* holds a line break or control character"):
+        plan_launch(tiny, RunDir(Path(name) / "x"))
+
+
+def test_a_path_with_a_dash_is_no_option() -> None:
+    assert argument(Path("-x/y")) == "./-x/y"
+    assert argument(Path("x-y")) == "x-y"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nproc", "message"),
+    [
+        (
+            ["student.parallel.tensor=2"],
+            3,
+            r"--nproc 3: one copy .* tensor 2 x pipeline 1 = 2 ranks; accepted: multiples of 2",
+        ),
+        (
+            [],
+            3,
+            r"--nproc 3: 3 copies .* do not divide train\.global_batch_size 4; accepted: multiples of 3",
+        ),
+    ],
+)
+def test_ranks_that_do_not_fit(here: Path, overrides: list[str], nproc: int, message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        plan_launch(resolve_recipe("tiny", overrides), RunDir(Path("runs/x")), nproc)
+
+
+def test_describe_names_every_command_and_file(tiny: ResolvedRecipe) -> None:
+    plan = plan_launch(tiny, RunDir(Path("runs/x")))
+    text = plan.describe()
+    for step in (*plan.preparation, *plan.steps):
+        assert f"  {step.command()}\n" in text
+    assert "runs/x/run.json" in text
+    assert "ekd_nemo.telemetry.sampler --run=runs/x --meter=estimate" in text
+    assert not Path("runs").exists()
