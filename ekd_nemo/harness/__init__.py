@@ -1,0 +1,1 @@
+"""Evaluation harnesses inside the worker process: the only importer of lm-eval."""
