@@ -1,0 +1,48 @@
+"""`ekd metrics`: what runs have cost and what came of it."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Energy, losses and scores of runs."
+)
+
+
+class Format(StrEnum):
+    """How a summary is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MD = "md"
+    LATEX = "latex"
+
+
+@app.callback()
+def _group() -> None:
+    """Energy, losses and scores of runs."""
+
+
+@app.command()
+def summarise(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
+    format: Annotated[Format, typer.Option(help="How to write it.")] = Format.TABLE,
+) -> None:
+    """Show runs and methods: losses, energy, scores, each with its source; n/a with the reason."""
+    from ekd_nemo.metrics import render
+    from ekd_nemo.metrics.summary import summarise as summary_of
+
+    summary = summary_of(runs)
+    if format is Format.TABLE:
+        render.print_tables(summary)
+        return
+    write = {
+        Format.JSON: render.as_json,
+        Format.CSV: render.as_csv,
+        Format.MD: render.as_markdown,
+        Format.LATEX: render.as_latex,
+    }[format]
+    typer.echo(write(summary), nl=False)

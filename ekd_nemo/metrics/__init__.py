@@ -1,0 +1,1 @@
+"""Energy, quality and their ratios: pure functions over the records of run directories."""
