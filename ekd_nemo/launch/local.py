@@ -1,6 +1,7 @@
 """A launch on this machine: check everything, prepare, then run the steps that are not finished yet."""
 
 import shlex
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,9 @@ class _Launch:
             raise StoppedError(saved=False)
         self.number += 1
         self.say(f"[{self.number}/{self.count}] {step.caption}")
+        for stale in step.replaces:
+            if stale.exists():
+                shutil.rmtree(stale)
         ended = run_process(
             step, log, self.watch, environment, keep_open=(self.lock,) if step.ranks else ()
         )

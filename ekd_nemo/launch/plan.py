@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ekd_nemo.config.recipe import Energy, Recipe
+from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import ConfigError, LayoutError
+from ekd_nemo.launch.sampling import sampler_of
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import shards_ready
 
@@ -28,6 +29,7 @@ class Step:
         argv: the command; never a shell's text.
         env: variables set beside those of the launcher.
         products: what exists once it has finished.
+        replaces: folders of an earlier, unfinished try that are removed before it starts.
         ranks: training ranks below it; 0 for a step that is not training. Ranks save when asked to stop.
     """
 
@@ -36,6 +38,7 @@ class Step:
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     products: tuple[Path, ...] = ()
+    replaces: tuple[Path, ...] = ()
     ranks: int = 0
 
     def command(self) -> str:
@@ -77,24 +80,8 @@ class Plan:
         for step in (*self.preparation, *self.steps):
             lines += [f"  # {step.caption}", f"  {step.command()}"]
         lines += ["  # beside the run's steps: the sampler of the energy meters"]
-        lines += [f"  {shlex.join(sampler_argv(self.run, self.recipe.energy))}"]
+        lines += [f"  {shlex.join(sampler_of(self.run, self.recipe.energy).command())}"]
         return "\n".join(lines)
-
-
-def sampler_argv(run: RunDir, energy: Energy) -> tuple[str, ...]:
-    """The sampler's command, but for the process that it follows."""
-    words = [
-        sys.executable,
-        "-m",
-        "ekd_nemo.telemetry.sampler",
-        f"--run={run.path}",
-        f"--meter={energy.meter}",
-    ]
-    words += [
-        f"--power-period-ms={energy.power_period_ms}",
-        f"--counter-period-ms={energy.counter_period_ms}",
-    ]
-    return (*words, *([] if energy.cpu_tdp_w is None else [f"--cpu-tdp-w={energy.cpu_tdp_w}"]))
 
 
 def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None) -> Plan:
@@ -112,7 +99,7 @@ def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None)
         {"--runs": str(run.path), resolved.place("data.path"): recipe.data.path}
     )
     world_size = world_size_of(recipe, nproc)
-    steps = [_train_step(recipe, run, world_size), _export_step(run)]
+    steps = [_train_step(recipe, run, world_size), _export_step(recipe, run)]
     if recipe.evaluation.lm is not None:
         steps.append(_eval_step(recipe, run))
     return Plan(resolved, run, world_size, _data_steps(recipe), tuple(steps))
@@ -193,16 +180,25 @@ def _train_step(recipe: Recipe, run: RunDir, world_size: int) -> Step:
         f"training {recipe.train.steps} steps on {ranks}",
         argv,
         env={THREADS_VARIABLE: str(max(1, len(os.sched_getaffinity(0)) // world_size))},
-        products=(run.checkpoints,),
+        products=(last_checkpoint(recipe, run) / "weights",),
         ranks=world_size,
     )
 
 
-def _export_step(run: RunDir) -> Step:
-    argv = _worker("convert", "export", "--run", argument(run.path))
+def _export_step(recipe: Recipe, run: RunDir) -> Step:
+    """The export of the last checkpoint, with the tokenizer of the model that the student comes from."""
+    like = recipe.student.init.path or (recipe.teacher.path if recipe.teacher else "")
+    words = (argument(last_checkpoint(recipe, run)), argument(run.hf), f"--like={like}")
+    argv = _worker("convert", "export", *words)
+    products = (run.hf / "config.json",)
     return Step(
-        "export", f"exporting the student to {run.hf}", argv, products=(run.hf / "config.json",)
+        "export", f"exporting the student to {run.hf}", argv, products=products, replaces=(run.hf,)
     )
+
+
+def last_checkpoint(recipe: Recipe, run: RunDir) -> Path:
+    """Where training leaves its last checkpoint."""
+    return run.checkpoints / f"step_{recipe.train.steps:07d}"
 
 
 def _eval_step(recipe: Recipe, run: RunDir) -> Step:

@@ -16,7 +16,9 @@ def test_the_steps_of_one_rank(tiny: ResolvedRecipe) -> None:
     plan = plan_launch(tiny, RunDir(Path("the runs/x")))
     assert [step.name for step in plan.preparation] == ["data"]
     assert [step.name for step in plan.steps] == ["train", "export"]
-    train = plan.steps[0]
+    train, export = plan.steps
+    words = ("the runs/x/checkpoints/step_0000004", "the runs/x/hf", "--like=models/the teacher")
+    assert export.argv[3:] == ("convert", "export", *words)
     assert train.argv == (sys.executable, "-m", "ekd_nemo.worker", "train", "--run", "the runs/x")
     assert (train.ranks, plan.world_size) == (1, 1)
 
@@ -86,5 +88,5 @@ def test_describe_names_every_command_and_file(tiny: ResolvedRecipe) -> None:
     for step in (*plan.preparation, *plan.steps):
         assert f"  {step.command()}\n" in text
     assert "runs/x/run.json" in text
-    assert "ekd_nemo.telemetry.sampler --run=runs/x --meter=estimate" in text
+    assert "-m ekd_nemo.telemetry.sampler --run " in text
     assert not Path("runs").exists()
