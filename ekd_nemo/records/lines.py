@@ -196,7 +196,8 @@ class StopLine(TelemetryLine):
 
     Attributes:
         reason: signal, watched processes gone, all devices lost, end of replay.
-        cpu_user_us: of the sampler process, driver time included.
+        cpu_user_us: of the sampler process, start-up and driver time included.
+        startup_cpu_us: of that, user and system, before the first sample.
         driver_wall_us: spent inside the meters' calls; driver_cpu_us: of that, on a core.
     """
 
@@ -204,6 +205,7 @@ class StopLine(TelemetryLine):
     reason: str
     cpu_user_us: int
     cpu_system_us: int
+    startup_cpu_us: int
     driver_wall_us: int
     driver_cpu_us: int
     max_rss_kib: int

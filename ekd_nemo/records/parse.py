@@ -28,7 +28,12 @@ def _is_float(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return type(value) is str and len(value) <= TEXT_MAX
+    return type(value) is str and len(value) <= TEXT_MAX and (value.isascii() or _is_unicode(value))
+
+
+def _is_unicode(value: str) -> bool:
+    """Whether it holds no lone surrogates, which JSON can spell and no file or terminal can."""
+    return not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _is_texts(value: Any) -> bool:

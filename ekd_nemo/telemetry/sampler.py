@@ -65,6 +65,7 @@ class SamplerProcess:
         store = JsonlStore(run.power(self._node))
         self._scribe = Scribe(store, node=self._node, sampler=self.sampler)
         self._scribe.write([*self._first_lines(), *self._shared_lines(shared)])
+        self._startup_cpu_us = 0
         self._selector = selectors.DefaultSelector()
         self._watch = Watch(self._selector, settings.linger_s)
         self._wake_read, self._wake_write = socket.socketpair()
@@ -148,6 +149,7 @@ class SamplerProcess:
             self._watch.add(pid)
         for reader in self._readers:
             reader.ready.wait(timeout=max(10.0, 3e-3 * self._settings.power_period_ms))
+        self._startup_cpu_us = _cpu_us()
         _announce(self.describe())
         reason = self._supervise()
         return self._finish(reason)
@@ -220,6 +222,8 @@ class SamplerProcess:
 
     def _finish(self, reason: str) -> int:
         """Last readings, stop line, exit code; a driver that hangs is not waited for."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it is ending already
         for reader in self._readers:
             reader.stop()
         last: list[Line] = []
@@ -250,6 +254,7 @@ class SamplerProcess:
             reason=reason,
             cpu_user_us=round(used.ru_utime * US_PER_S),
             cpu_system_us=round(used.ru_stime * US_PER_S),
+            startup_cpu_us=self._startup_cpu_us,
             driver_wall_us=sum(r.driver_wall_ns for r in self._readers) // NS_PER_US,
             driver_cpu_us=sum(r.driver_cpu_ns for r in self._readers) // NS_PER_US,
             max_rss_kib=used.ru_maxrss,
@@ -257,6 +262,12 @@ class SamplerProcess:
             ticks_missed=sum(r.ticks_missed for r in self._readers),
             repeats_dropped=self._scribe.repeats_dropped,
         )
+
+
+def _cpu_us() -> int:
+    """User and system time of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return round((used.ru_utime + used.ru_stime) * US_PER_S)
 
 
 def _leave_to_wakeup_fd(_number: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,1 @@
+"""GPUs that behave like hardware, behind the interface of the pynvml module."""
