@@ -50,7 +50,12 @@ class DecoderConfig(GPTConfig):
 
 
 def decoder_config(
-    arch: Architecture, parallel: Parallel, seq_length: int, dtype: torch.dtype
+    arch: Architecture,
+    parallel: Parallel,
+    seq_length: int,
+    dtype: torch.dtype,
+    *,
+    trained: bool,
 ) -> DecoderConfig:
     """The configuration of a decoder in a layout.
 
@@ -60,6 +65,10 @@ def decoder_config(
         seq_length: tokens of a sample.
         dtype: of activations between pipeline stages and, where no optimiser keeps master weights,
             of the parameters.
+        trained: whether the parameters get gradients. Megatron's layers mark which parameters are
+            cut over tensor-parallel ranks only where they draw their first weights; without the
+            marks the norm of the gradients counts one rank's share alone. So a trained model draws
+            weights although others replace them.
     """
     rotary = model_kwargs(arch)
     return DecoderConfig(
@@ -75,7 +84,7 @@ def decoder_config(
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        perform_initialization=False,
+        perform_initialization=trained,
         **transformer_kwargs(arch),
         **transformer_overrides(),
     )

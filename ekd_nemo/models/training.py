@@ -131,7 +131,9 @@ def student_model(recipe: Recipe, student: Architecture, seq_length: int) -> Dis
     """NeMo's model of the recipe's method; built by Lightning, once its groups stand."""
     precision = recipe.student.precision
     return METHODS[recipe.method](
-        decoder_config(student, recipe.student.parallel, seq_length, DTYPES[precision]),
+        decoder_config(
+            student, recipe.student.parallel, seq_length, DTYPES[precision], trained=True
+        ),
         optimizer_module(recipe.optimizer, recipe.train.steps, bf16=precision == "bf16"),
         recipe.objective,
     )
@@ -141,7 +143,8 @@ def shared_teacher(recipe: Recipe, teacher: Architecture) -> SharedTeacher:
     """The teacher on these ranks, in the student's layout, loaded and frozen."""
     assert recipe.teacher is not None
     dtype = DTYPES[recipe.teacher.precision]
-    config = decoder_config(teacher, recipe.student.parallel, _sequence_length(recipe), dtype)
+    length = _sequence_length(recipe)
+    config = decoder_config(teacher, recipe.student.parallel, length, dtype, trained=False)
     model = config.configure_model(tokenizer=None).to(compute_device())
     load_weights(
         [model],
