@@ -20,7 +20,11 @@ PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 E_RUN_PHASES: Final[tuple[Phase, ...]] = PHASES[: PHASES.index("checkpoint") + 1]
 
 
-def check_phase(name: str) -> None:
-    """Raise ValueError, with the accepted names, unless `name` is a phase."""
+def as_phase(name: str) -> Phase:
+    """The phase of this name.
+
+    Raises: ValueError, with the accepted names, if there is none.
+    """
     if name not in PHASES:
         raise ValueError(f"unknown phase '{name}'; one of {', '.join(PHASES)}")
+    return name

@@ -22,7 +22,7 @@ from typing import Final, Self
 from ekd_nemo.records.clock import boot_id, node_name
 from ekd_nemo.records.jsonl import JsonlStore
 from ekd_nemo.records.lines import SCHEMA_VERSION
-from ekd_nemo.records.phases import Phase, check_phase
+from ekd_nemo.records.phases import Phase, as_phase
 from ekd_nemo.telemetry.address import marks_address
 
 POKE: Final = b"mark"
@@ -86,7 +86,7 @@ class Marks:
 
         Raises: ValueError, listing the phases, if it is none.
         """
-        check_phase(phase)
+        as_phase(phase)
         self._write("phase_begin", f'"phase":"{phase}"')
         self._open.append(phase)
         self._poke()
@@ -126,7 +126,7 @@ class Marks:
 
         Raises: ValueError, listing the phases, if `phase` is none.
         """
-        check_phase(phase)
+        as_phase(phase)
         self._write(
             "span", f'"phase":"{phase}","step":{int(step)},"duration_ns":{int(duration_ns)}'
         )

@@ -27,6 +27,7 @@ from ekd_nemo.records.lines import (
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.telemetry.marks import Marks
 from ekd_nemo.telemetry.process import Sampler
+from ekd_nemo.telemetry.sampler import main
 from ekd_nemo.telemetry.settings import SamplerSettings
 from tests.unit.meter.simulated_nvml.board import Board, Machine
 from tests.unit.telemetry.conftest import Record, read_record, wait_for
@@ -301,12 +302,13 @@ def test_replay_plays_a_record_again_and_ends(
         (["--cpu-tdp-w", "-3"], "error: cpu_tdp_w must be above 0 W, got -3.0"),
     ],
 )
-def test_refusals_are_one_line_and_exit_2(run: RunDir, options: list[str], says: str) -> None:
+def test_refusals_are_one_line_and_exit_2(
+    run: RunDir, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if "rapl" in says and Path("/sys/class/powercap").exists():
         pytest.skip("this machine has RAPL")
-    argv = [sys.executable, "-m", "ekd_nemo.telemetry.sampler", "--run", str(run.path), *options]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(says)
-    assert done.stderr.count("\n") == 1
+    assert main(["--run", str(run.path), *options]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(says)
+    assert told.count("\n") == 1
     assert not run.power_files()

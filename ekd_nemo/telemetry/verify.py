@@ -1,0 +1,249 @@
+"""Is the record of a run whole: every sampler stopped, every mark inside sampled time, nothing torn.
+
+A problem makes the record incomplete; a note is something to know that the figures already carry.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ekd_nemo.records.jsonl import ReadReport, read_lines
+from ekd_nemo.records.lines import (
+    CounterLine,
+    DeviceLine,
+    EventLine,
+    MarkLine,
+    PhaseBegin,
+    PhaseEnd,
+    PowerLine,
+    StartLine,
+    StopLine,
+)
+from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.telemetry.device_record import DeviceRecord
+from ekd_nemo.units import NS_PER_S
+
+UNCOVERED_SHARE: Final = 0.01  # the error budget: coverage of at least 99 %
+UNCOVERED_FLOOR_S: Final = 2.0  # below it a missing stretch is not a gap
+DISAGREEMENT_PCT: Final = 1.0  # counter against integral, at 60 s and more
+PROBLEM_EVENTS: Final = frozenset({"device_lost", "counter_reset", "read_error"})
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        devices: one row per device and sampler.
+        files: lines, torn and bad lines by file.
+        problems: what makes the record incomplete.
+        notes: what a reader of the figures should know.
+    """
+
+    devices: list[DeviceRecord] = field(default_factory=list[DeviceRecord])
+    files: dict[Path, ReadReport] = field(default_factory=dict[Path, ReadReport])
+    problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
+
+
+def verify_run(run: RunDir) -> Verdict:
+    """Read all telemetry of a run and judge it.
+
+    Raises: RunDirError if the folder is not a run directory.
+    """
+    run.require()
+    verdict = Verdict()
+    for path in run.power_files():
+        _read_power(path, verdict)
+    if not run.power_files():
+        verdict.problems.append(f"{run.telemetry}: no power-*.jsonl: nothing was sampled")
+    for path in run.marks_files():
+        _read_marks(path, verdict)
+    if not run.marks_files():
+        verdict.notes.append("no marks: energy cannot be told by phase or step")
+    for path, report in verdict.files.items():
+        if report.torn:
+            verdict.problems.append(f"{path}: {report.torn} torn lines")
+        if report.bad:
+            verdict.problems.append(f"{path}: {report.bad} bad lines; first: {report.faults[0]}")
+    for device in verdict.devices:
+        _judge_device(device, verdict)
+    return verdict
+
+
+def _read_power(path: Path, verdict: Verdict) -> None:
+    """One node's file: its devices, samplers and events."""
+    report = verdict.files.setdefault(path, ReadReport())
+    devices: dict[tuple[str, str], DeviceRecord] = {}
+    samplers: dict[str, set[str]] = defaultdict(set)
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for line in read_lines(path, report):
+        if isinstance(line, PowerLine | CounterLine | DeviceLine):
+            key = (line.uuid, line.sampler)
+            if key not in devices:
+                devices[key] = DeviceRecord(line.node, line.boot_id, line.uuid, line.sampler)
+            _add(devices[key], line)
+        elif isinstance(line, StartLine | StopLine):
+            samplers[line.sampler].add(line.kind)
+        elif isinstance(line, EventLine):
+            seen[line.event, line.uuid or "", line.detail or ""] += 1
+            if line.event == "counter_reset" and (line.uuid or "", line.sampler) in devices:
+                devices[line.uuid or "", line.sampler].has_reset = True
+    verdict.devices += devices.values()
+    _judge_samplers(path, samplers, {device.sampler for device in devices.values()}, verdict)
+    for (event, uuid, detail), count in seen.items():
+        text = " ".join(part for part in (f"{path.name}: {event}", uuid, detail) if part)
+        times = f" ({count} times)" if count > 1 else ""
+        (verdict.problems if event in PROBLEM_EVENTS else verdict.notes).append(text + times)
+
+
+def _add(device: DeviceRecord, line: PowerLine | CounterLine | DeviceLine) -> None:
+    device.meter, device.source = line.meter, line.source
+    if isinstance(line, CounterLine):
+        device.counters.append((line.t_mono_ns, line.e_mj))
+    elif isinstance(line, PowerLine):
+        power_mw = line.p_avg_mw if line.p_avg_mw is not None else line.p_inst_mw
+        if power_mw is not None:
+            device.times_ns.append(line.t_mono_ns)
+            device.power_mw.append(power_mw)
+
+
+def _judge_samplers(
+    path: Path, ends: dict[str, set[str]], samplers: set[str], verdict: Verdict
+) -> None:
+    for sampler in sorted(samplers | set(ends)):
+        if "start" not in ends[sampler]:
+            verdict.problems.append(f"{path.name}: sampler {sampler} has no start line")
+        if "stop" not in ends[sampler]:
+            verdict.problems.append(
+                f"{path.name}: sampler {sampler} has no stop line: killed, or still running"
+            )
+
+
+def _judge_device(device: DeviceRecord, verdict: Verdict) -> None:
+    where = f"{device.uuid} (sampler {device.sampler})"
+    if not device.times_ns:
+        verdict.problems.append(f"{where}: no power sample")
+        return
+    gaps_s = device.gaps_s()
+    if gaps_s and sum(gaps_s) > UNCOVERED_SHARE * device.duration_s():
+        verdict.problems.append(
+            f"{where}: {len(gaps_s)} gaps, {sum(gaps_s):.1f} s of {device.duration_s():.1f} s, "
+            f"the longest {max(gaps_s):.1f} s"
+        )
+    percent = device.disagreement_pct()
+    if percent is not None and abs(percent) > DISAGREEMENT_PCT:
+        verdict.problems.append(f"{where}: integral and counter differ by {percent:+.2f} %")
+    if device.source != "measured":
+        verdict.notes.append(f"{device.uuid}: {device.source} by {device.meter}, not measured")
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What one rank marked in one attempt."""
+
+    begin_ns: int
+    end_ns: int
+    boot_id: str
+    node: str
+    uuids: set[str] = field(default_factory=set[str])
+    open_phases: int = 0
+
+
+def _read_marks(path: Path, verdict: Verdict) -> None:
+    """One rank's marks: inside sampled time, and closed in the last attempt."""
+    report = verdict.files.setdefault(path, ReadReport())
+    attempts: dict[tuple[int, str], _Attempt] = {}
+    for line in read_lines(path, report):
+        if not isinstance(line, MarkLine):
+            continue
+        key = (line.attempt, line.boot_id)
+        attempt = attempts.setdefault(
+            key, _Attempt(line.t_mono_ns, line.t_mono_ns, line.boot_id, line.node)
+        )
+        attempt.begin_ns = min(attempt.begin_ns, line.t_mono_ns)
+        attempt.end_ns = max(attempt.end_ns, line.t_mono_ns)
+        attempt.uuids.update(line.uuids)
+        attempt.open_phases += isinstance(line, PhaseBegin) - isinstance(line, PhaseEnd)
+    for (number, _), attempt in attempts.items():
+        where = f"{path.name} attempt {number}"
+        if attempt.open_phases:
+            is_last = number == max(n for n, _ in attempts)
+            text = f"{where}: a phase without end: killed{', or still running' * is_last}"
+            (verdict.problems if is_last else verdict.notes).append(text)
+        for uuid in sorted(attempt.uuids):
+            _judge_window(where, uuid, attempt, verdict)
+        if not attempt.uuids:
+            verdict.problems.append(f"{where}: names no device")
+
+
+def _judge_window(where: str, uuid: str, attempt: _Attempt, verdict: Verdict) -> None:
+    stretches = [
+        stretch
+        for device in verdict.devices
+        if (device.uuid, device.node, device.boot_id) == (uuid, attempt.node, attempt.boot_id)
+        for stretch in device.covered()
+    ]
+    if not stretches:
+        verdict.problems.append(f"{where}: {uuid} was never sampled on {attempt.node}")
+        return
+    window_s = (attempt.end_ns - attempt.begin_ns) / NS_PER_S
+    missing_s = window_s - _overlap_s(stretches, attempt.begin_ns, attempt.end_ns)
+    if missing_s > max(UNCOVERED_SHARE * window_s, UNCOVERED_FLOOR_S):
+        verdict.problems.append(
+            f"{where}: {missing_s:.1f} s of its {window_s:.1f} s are not sampled on {uuid}"
+        )
+
+
+def _overlap_s(stretches: Iterable[tuple[int, int]], begin_ns: int, end_ns: int) -> float:
+    """Time of a window inside the union of the stretches."""
+    covered_ns, reached_ns = 0, begin_ns
+    for stretch_begin_ns, stretch_end_ns in sorted(stretches):
+        left_ns, right_ns = max(stretch_begin_ns, reached_ns), min(stretch_end_ns, end_ns)
+        if right_ns > left_ns:
+            covered_ns += right_ns - left_ns
+            reached_ns = right_ns
+    return covered_ns / NS_PER_S
+
+
+def table_rows(verdict: Verdict) -> Sequence[Sequence[str]]:
+    """The devices as a table of text, its first row the heads."""
+    rows = [
+        [
+            "device",
+            "node",
+            "sampler",
+            "meter",
+            "source",
+            "samples",
+            "time",
+            "gaps",
+            "longest",
+            "integral - counter",
+        ]
+    ]
+    for device in verdict.devices:
+        gaps_s = device.gaps_s()
+        percent = device.disagreement_pct()
+        rows.append(
+            [
+                device.uuid,
+                device.node,
+                device.sampler,
+                device.meter,
+                device.source,
+                str(len(device.times_ns)),
+                f"{device.duration_s():.1f} s",
+                str(len(gaps_s)),
+                f"{max(gaps_s):.1f} s" if gaps_s else "-",
+                "n/a" if percent is None else f"{percent:+.2f} %",
+            ]
+        )
+    return rows
