@@ -268,7 +268,7 @@ _COVERED: tuple[tuple[str, tuple[object, ...]], ...] = (
 
 def _refuse_what_is_not_covered(config: Mapping[str, Any], where: str) -> None:
     for key, accepted in _COVERED:
-        value = config.get(key, accepted[0])
+        value = cast("object", config.get(key, accepted[0]))
         if value not in accepted:
             raise CheckpointError(f"{where}: {key} is {value!r}, accepted is {accepted[0]!r}")
 

@@ -36,7 +36,7 @@ class _CoreLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Refuse anchors, aliases and tags before a node is made of them."""
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = cast("Any", self.peek_event())  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(
                 problem="anchors and aliases are not accepted", problem_mark=event.start_mark

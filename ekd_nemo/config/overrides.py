@@ -43,7 +43,7 @@ def apply_override(data: dict[str, Any], origins: MutableMapping[KeyPath, str], 
         if isinstance(node, dict) and cast("dict[str, Any]", node).get(part) is None:
             node[part] = {}
             origins[path] = where
-        node = node[key]
+        node = cast("Any", node)[key]
     key = _key(node, parts[-1], path, where)
     node[key] = value
     set_origins(origins, (*path, key), value, where)

@@ -50,10 +50,9 @@ def _path_in(data: Any, loc: tuple[str | int, ...]) -> KeyPath:
     path: list[str | int] = []
     for index, part in enumerate(loc):
         if _has(data, part):
-            data = data[part]
-            path.append(part)
+            data, path = data[part], [*path, part]
         elif index == len(loc) - 1 and isinstance(data, dict):
-            path.append(part)
+            path = [*path, part]
     return tuple(path)
 
 
@@ -75,12 +74,11 @@ def _message(
         return f"{name} is not a key of {parent}; {hint}accepted: {', '.join(accepted)}"
     if kind == "missing":
         return f"{name} is missing from {parent}; its keys: {', '.join(accepted)}"
+    context: dict[str, Any] = detail.get("ctx", {})
     if kind == "value_error":
-        return f"{name}: {detail['ctx']['error']}"
+        return f"{name}: {context['error']}"
     expected = (
-        f"accepted: {detail['ctx']['expected']}"
-        if kind == "literal_error"
-        else _lower(detail["msg"])
+        f"accepted: {context['expected']}" if kind == "literal_error" else _lower(detail["msg"])
     )
     return f"{name} is {_shown(detail['input'])}; {expected}"
 

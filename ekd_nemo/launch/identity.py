@@ -3,7 +3,7 @@
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -81,7 +81,7 @@ def launch_folder(run: RunDir) -> Path:
 
 
 @contextmanager
-def only_launch(run: RunDir) -> Iterator[int]:
+def only_launch(run: RunDir) -> Generator[int]:
     """Hold the run's lock.
 
     The training process inherits the descriptor: while ranks of a killed launcher still save, the lock is held.

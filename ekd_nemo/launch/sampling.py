@@ -1,6 +1,6 @@
 """The sampler beside a launch: started before the first step of a run, stopped after the last."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from ekd_nemo.config.recipe import Energy
@@ -25,7 +25,7 @@ def sampler_of(run: RunDir, energy: Energy) -> Sampler:
 
 
 @contextmanager
-def sampling(run: RunDir, energy: Energy) -> Iterator[tuple[str, ...]]:
+def sampling(run: RunDir, energy: Energy) -> Generator[tuple[str, ...]]:
     """Keep a sampler running around a block, and note its devices in run.json.
 
     Yields: the ids of the accelerators that it measures.
