@@ -31,7 +31,7 @@ def _group() -> None:
 
 
 @app.command()
-def build(  # noqa: PLR0913, PLR0917 - one parameter for each option of the command line
+def build(
     out: Annotated[Path, typer.Option(help="Folder of the shards; must not hold others.")],
     config: Annotated[Path | None, typer.Option(help="YAML with the keys of a build.")] = None,
     source: Annotated[list[str] | None, typer.Option(help=_SOURCE_HELP)] = None,

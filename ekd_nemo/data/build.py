@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,9 @@ def _write_splits(
         for split in splits.values():
             split.close()
     _refuse_empty(settings, finished)
-    by_source = sum((split.by_source for split in splits.values()), Counter())
+    by_source: Counter[tuple[int, str]] = Counter()
+    for split in splits.values():
+        by_source.update(split.by_source)
     return {"splits": finished, "documents_blank": num_blank, "by_source": by_source}
 
 
@@ -170,7 +172,7 @@ def _manifest(settings: DataBuild, folder: Path, counts: dict[str, Any]) -> dict
 
 
 @contextmanager
-def _appearing_whole(out: Path) -> Iterator[Path]:
+def _appearing_whole(out: Path) -> Generator[Path]:
     """A sibling of `out` that takes its name when the block ends well, and else is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"

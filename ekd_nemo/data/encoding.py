@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,7 @@ class Encoder:
                 f"{tokenizer.name_or_path}: no chat template; accepted with it: template none"
             )
         self._tokenizer = tokenizer
+        self._eos = cast("int", tokenizer.eos_token_id)
         self._chat = chat
         self._answers_only = answers_only
 
@@ -94,12 +95,14 @@ class Encoder:
             return_offsets_mapping=True,
             verbose=False,
         )
-        return list(zip(out["input_ids"], out["offset_mapping"], strict=True))
+        ids = cast("list[list[int]]", out["input_ids"])
+        offsets = cast("list[list[tuple[int, int]]]", out["offset_mapping"])
+        return list(zip(ids, offsets, strict=True))
 
     def _encoded(
         self, document: Document, text: Rendered, ids: list[int], offsets: list[tuple[int, int]]
     ) -> Encoded:
-        eos = self._tokenizer.eos_token_id
+        eos = self._eos
         if not text.templated and (not ids or ids[-1] != eos):
             ids, offsets = [*ids, eos], [*offsets, (len(text.text), len(text.text))]
         tokens = np.asarray(ids, np.int64)

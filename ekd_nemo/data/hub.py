@@ -1,16 +1,13 @@
 """Hugging Face data sets as records; a data set's own code is never run."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
 
-from datasets import load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 from ekd_nemo.config.data import HubSource
 from ekd_nemo.errors import DataError
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
 
 _SHUFFLE_BUFFER = 10_000  # rows of a stream that are held at once while its sample is drawn
 
@@ -40,20 +37,19 @@ def hub_records(source: HubSource, seed: int) -> tuple[Iterator[dict[str, Any]],
 
 
 def _sampled(
-    dataset: "Dataset | IterableDataset", source: HubSource, seed: int
-) -> tuple["Dataset | IterableDataset", int | None]:
-    if source.streaming:
+    dataset: Dataset | IterableDataset, source: HubSource, seed: int
+) -> tuple[Iterable[dict[str, Any]], int | None]:
+    if isinstance(dataset, IterableDataset):
         if source.max_documents is None:
             return dataset, None
-        return dataset.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER).take(
-            source.max_documents
-        ), source.max_documents
+        shuffled = dataset.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+        return shuffled.take(source.max_documents), source.max_documents
     if source.max_documents is not None and source.max_documents < len(dataset):
         dataset = dataset.shuffle(seed=seed).select(range(source.max_documents))
-    return dataset, len(dataset)
+    return cast("Iterable[dict[str, Any]]", dataset), len(dataset)
 
 
-def _guarded(rows: "Dataset | IterableDataset", source: HubSource) -> Iterator[dict[str, Any]]:
+def _guarded(rows: Iterable[dict[str, Any]], source: HubSource) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
     except (OSError, ValueError, DatasetsError) as error:

@@ -74,20 +74,18 @@ class PackedDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One padded sample; see the class."""
         index = int(index)
-        tokens, lengths = (
-            self._tokens[index].astype(np.int64),
-            self._segments[index].astype(np.int64),
-        )
+        tokens = _int64(self._tokens[index])
+        lengths = _int64(self._segments[index])
+        learned = _int64(self._learned[index]) > 0
         if lengths.sum() != len(tokens):
             raise DataError(
                 f"sample {index}: its segments add up to {lengths.sum()} tokens, not {len(tokens)}"
             )
         ends = np.cumsum(lengths)
-        inside = np.ones(
-            len(tokens), np.bool_
-        )  # whether the next token belongs to the same segment
+        # Whether the next token belongs to the same segment.
+        inside = np.ones(len(tokens), np.bool_)
         inside[ends - 1] = False
-        learned_next = np.roll(self._learned[index].astype(np.bool_), -1) & inside
+        learned_next = np.roll(learned, -1) & inside
         labels = np.where(inside, np.roll(tokens, -1), self.pad_id)
         return {
             "tokens": self._padded(tokens, self.pad_id),
@@ -106,3 +104,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
         out = np.full(self.sequence_length, fill, values.dtype)
         out[: len(values)] = values
         return torch.from_numpy(out)
+
+
+def _int64(values: Any) -> NDArray[np.int64]:
+    return np.array(values, np.int64)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ekd_nemo.data.encoding import Encoded
 
-_OPEN_SAMPLES = 256  # samples that are filled at once; bounds the memory
+_OPEN_SAMPLES = 256  # both bound the memory
+_WINDOW = 1024
+Segment = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
 @dataclass
@@ -37,24 +39,45 @@ class Sample:
 
 
 class Packer:
-    """Best fit over a bounded number of open samples; deterministic."""
+    """Best fit, longest segments of a window first, over a bounded number of open samples.
 
-    def __init__(self, sequence_length: int, open_samples: int = _OPEN_SAMPLES) -> None:
-        """Set the number of tokens that a sample holds at most."""
+    Deterministic: the same documents in the same order give the same samples.
+    """
+
+    def __init__(
+        self, sequence_length: int, open_samples: int = _OPEN_SAMPLES, window: int = _WINDOW
+    ) -> None:
+        """Set what a sample holds at most, and how much is weighed at once.
+
+        Args:
+            sequence_length: tokens of a sample.
+            open_samples: samples that are being filled; beyond it the fullest is finished.
+            window: segments that are held back and then placed longest first.
+        """
         self._length = sequence_length
         self._max_open = open_samples
+        self._window = window
+        self._waiting: list[Segment] = []
         self._open: list[Sample] = []  # oldest first
 
     def add(self, document: Encoded) -> Iterator[Sample]:
-        """Pack a document; yields the samples that are finished by it."""
+        """Pack a document; yields the samples that are finished by then."""
         for start in range(0, len(document.tokens), self._length):
             cut = slice(start, start + self._length)
-            yield from self._place(document.tokens[cut], document.learned[cut])
+            self._waiting.append((document.tokens[cut], document.learned[cut]))
+        if len(self._waiting) >= self._window:
+            yield from self._place_waiting()
 
     def flush(self) -> Iterator[Sample]:
-        """The samples that are still open, oldest first."""
+        """All other samples, those still open last."""
+        yield from self._place_waiting()
         yield from self._open
         self._open = []
+
+    def _place_waiting(self) -> Iterator[Sample]:
+        for tokens, learned in sorted(self._waiting, key=_size, reverse=True):
+            yield from self._place(tokens, learned)
+        self._waiting = []
 
     def _place(self, tokens: NDArray[np.int64], learned: NDArray[np.bool_]) -> Iterator[Sample]:
         fitting = [sample for sample in self._open if sample.room >= len(tokens)]
@@ -78,3 +101,7 @@ class Packer:
 
 def _room(sample: Sample) -> int:
     return sample.room
+
+
+def _size(segment: Segment) -> int:
+    return len(segment[0])

@@ -1,7 +1,7 @@
 """Progress of a build: a Rich bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -17,7 +17,7 @@ def silent(documents: int, tokens: int) -> None:
 
 
 @contextmanager
-def reporting(console: Console, total_documents: int | None) -> Iterator[Report]:
+def reporting(console: Console, total_documents: int | None) -> Generator[Report]:
     """A reporter of packed documents and tokens, for as long as the context lasts."""
     if console.is_terminal:
         with _bar(console) as bar:

@@ -5,8 +5,10 @@ unless they mark their answers with generation blocks), tool calls, content that
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import date
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -17,9 +19,12 @@ from ekd_nemo.sources.document import Document
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Span = tuple[int, int]
+
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TURN_SEPARATOR = "\n\n"
-Span = tuple[int, int]
+_TODAY = date(2024, 7, 26)  # the day that Llama 3.1's template writes by itself
+_render_jinja = cast("Callable[..., tuple[list[str], list[list[Span]]]]", render_jinja_template)
 
 
 @dataclass(frozen=True)
@@ -107,19 +112,24 @@ def _render(
 ) -> tuple[str, list[Span]]:
     """The text of the first messages, and the spans of the template's generation blocks.
 
+    A template that writes today's date is given the same day always, for the same bytes.
     Not through `apply_chat_template`: its mask of answers loses the last bytes of an answer that
     ends with a character of several tokens.
     """
     turns = [{"role": m.role, "content": m.content} for m in document.messages[:num_messages]]
-    options: dict[str, Any] = {**tokenizer.special_tokens_map, "add_generation_prompt": prompt}
+    options: dict[str, Any] = {
+        **tokenizer.special_tokens_map,
+        "add_generation_prompt": prompt,
+        "strftime_now": _TODAY.strftime,
+    }
     template = tokenizer.get_chat_template()
     marked = _GENERATION_BLOCK.search(template) is not None
     try:
-        rendered, spans = render_jinja_template(
+        rendered, spans = _render_jinja(
             [turns], chat_template=template, return_assistant_tokens_mask=marked, **options
         )
     except TemplateError as error:
         raise DataError(
             f"{document.where}: the chat template refuses the conversation ({error})"
         ) from error
-    return rendered[0], [(start, end) for start, end in spans[0]] if marked else []
+    return rendered[0], list(spans[0]) if marked else []

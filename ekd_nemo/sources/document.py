@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ekd_nemo.errors import DataError
 from ekd_nemo.sources.split import content_key
@@ -108,16 +108,16 @@ def _messages(record: Mapping[str, Any], where: str) -> Document | None:
         raise DataError(
             f"{where}: messages must be a list of {{role, content}} with at least one entry"
         )
-    return Document(
-        where,
-        messages=tuple(_message(turn, f"{where}: messages[{n}]") for n, turn in enumerate(turns)),
-    )
+    listed = enumerate(cast("list[object]", turns))
+    messages = tuple(_message(turn, f"{where}: messages[{n}]") for n, turn in listed)
+    return Document(where, messages=messages)
 
 
 def _message(turn: object, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise DataError(f"{where} must be an object with role and content")
-    return Message(_string(turn, "role", where), _string(turn, "content", where))
+    fields = cast("Mapping[str, Any]", turn)
+    return Message(_string(fields, "role", where), _string(fields, "content", where))
 
 
 def _string(record: Mapping[str, Any], field: str, where: str) -> str:

@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ekd_nemo.errors import DataError
 
@@ -62,7 +62,7 @@ def _open(path: Path) -> BinaryIO:
 
 def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line.rstrip())
+        value: Any = json.loads(line.rstrip())
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
             f"{path}, line {number}: not valid JSON ({_reason(error)}); expected {_EXPECTED}"
@@ -71,7 +71,7 @@ def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
         raise DataError(
             f"{path}, line {number}: not an object but {type(value).__name__}; expected {_EXPECTED}"
         )
-    return value
+    return cast("dict[str, Any]", value)
 
 
 def _reason(error: json.JSONDecodeError | UnicodeDecodeError | RecursionError) -> str:

@@ -3,7 +3,7 @@
 import json
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ekd_nemo.config.data import DataBuild, JsonlSource, PythonDocsSource
 from ekd_nemo.errors import DataError
@@ -32,19 +32,22 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest: Any = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(
             f"{folder}: no {MANIFEST}; expected a folder made by `ekd data build`"
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a manifest of shards ({error})") from error
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise DataError(f"{path}: is not a manifest of shards; it has no schema_version")
+    found = cast("dict[str, Any]", manifest)
+    if found["schema_version"] != SCHEMA_VERSION:
         raise DataError(
-            f"{path}: schema_version is {version}; this version of ekd reads {SCHEMA_VERSION}"
+            f"{path}: schema_version is {found['schema_version']}; "
+            f"this version of ekd reads {SCHEMA_VERSION}"
         )
-    return manifest
+    return found
 
 
 def shards_ready(folder: Path | str, settings: DataBuild) -> bool:

@@ -140,6 +140,13 @@ def test_what_the_template_refuses_names_the_record() -> None:
         encode(small_tokenizer(template), CHAT)
 
 
+def test_a_template_that_writes_the_date_gives_the_same_text_every_day() -> None:
+    template = "{{ strftime_now('%d %b %Y') }}" + CHATML
+    tokenizer = small_tokenizer(template)
+    (encoded,) = encode(tokenizer, CHAT)
+    assert tokenizer.decode(encoded.tokens).startswith("26 Jul 2024<|im_start|>")
+
+
 def test_a_tokenizer_without_template_or_end_is_refused() -> None:
     with pytest.raises(DataError, match="no chat template"):
         Encoder(small_tokenizer(None), chat=True, answers_only=True)

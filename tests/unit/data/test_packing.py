@@ -17,8 +17,10 @@ def documents(lengths: list[int]) -> list[Encoded]:
     return [Encoded(Document(f"{n}", text=f"{n}"), t, t % 3 > 0) for n, t in enumerate(ids)]
 
 
-def packed(lengths: list[int], sequence_length: int, open_samples: int) -> list[Sample]:
-    packer = Packer(sequence_length, open_samples)
+def packed(
+    lengths: list[int], sequence_length: int, open_samples: int, window: int = 5
+) -> list[Sample]:
+    packer = Packer(sequence_length, open_samples, window)
     done = [sample for document in documents(lengths) for sample in packer.add(document)]
     return done + list(packer.flush())
 
@@ -70,7 +72,7 @@ def test_with_enough_open_samples_two_samples_never_fit_into_one(
 
 
 def test_no_more_samples_are_open_than_allowed() -> None:
-    packer = Packer(10, open_samples=3)
+    packer = Packer(10, open_samples=3, window=1)
     done: list[Sample] = []
     for document in documents([6, 7, 8, 9]):
         done += packer.add(document)
@@ -79,4 +81,11 @@ def test_no_more_samples_are_open_than_allowed() -> None:
 
 
 def test_a_segment_goes_where_it_leaves_least_room() -> None:
-    assert [sample.segment_lengths for sample in packed([5, 7, 3], 10, 8)] == [[7, 3], [5]]
+    samples = packed([5, 7, 3], 10, 8, window=1)
+    assert [sample.segment_lengths for sample in samples] == [[7, 3], [5]]
+
+
+def test_the_longest_of_a_window_come_first() -> None:
+    in_order, by_window = (packed([3, 5, 7, 5], 10, 8, window) for window in (1, 4))
+    assert [sample.segment_lengths for sample in in_order] == [[3, 5], [7], [5]]
+    assert [sample.segment_lengths for sample in by_window] == [[5, 5], [7, 3]]
