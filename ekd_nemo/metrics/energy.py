@@ -83,7 +83,7 @@ def energy_of(rows: Sequence[LedgerRow], why_none: str) -> Quantity:
         math.fsum(row.energy_j for row in rows),
         "J",
         weakest(row.source for row in rows if row.covered_s > 0),
-        min(1.0, sampled_s / duration_s),
+        1.0 if duration_s - sampled_s <= _OPEN_S else sampled_s / duration_s,
         low if bounded else None,
         high if bounded else None,
         tuple(_flags(rows, duration_s, covered_s, sampled_s)),

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -10,17 +12,15 @@ import numpy as np
 
 from ekd_nemo.metrics.curve import Bools, Ints
 from ekd_nemo.metrics.devices import Clock
+from ekd_nemo.metrics.phase_stack import PHASE_NUMBER, PhaseStack
 from ekd_nemo.records.jsonl import ReadReport, read_lines
 from ekd_nemo.records.lines import MarkLine, PhaseBegin, PhaseEnd, Span, StepMark
-from ekd_nemo.records.phases import PHASES, Phase
 
 NO_PHASE: Final = -1
 # Two stretches of one phase this close are one: the time between is that of ending and beginning a mark.
 _SEAM_NS: Final = 1_000_000
 # A phase that begins after this long a silence, with the sampler gone in between, is a new process's: the old one died.
 _SILENCE_NS: Final = 60_000_000_000
-
-PHASE_NUMBER: Final[dict[Phase, int]] = {phase: number for number, phase in enumerate(PHASES)}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -143,50 +143,21 @@ def rank_marks(key: RankKey, lines: Sequence[MarkLine], horizon: Horizon) -> Ran
 def _stretches(
     key: RankKey, lines: Sequence[MarkLine], horizon: Horizon, flags: set[str]
 ) -> Stretches:
-    """Walk the begin and end marks with a stack of open phases."""
-    rows: list[tuple[int, int, int]] = []
-    open_phases: list[Phase] = []
-    since = 0
-
-    def advance(at_ns: int) -> None:
-        nonlocal since
-        if open_phases and at_ns > since:
-            rows.append((since, at_ns, PHASE_NUMBER[open_phases[-1]]))
-        since = at_ns
-
-    def abandon(last_ns: int) -> None:
-        flags.add("unclosed_attempt")
-        advance(max(since, horizon(key, last_ns)))
-        open_phases.clear()
-
+    """Walk the begin and end marks, moment by moment, with a stack of open phases."""
+    stack = PhaseStack(flags)
     previous_ns = 0
-    for line in lines:
-        if isinstance(line, PhaseBegin):
-            if (
-                open_phases
-                and line.t_mono_ns - previous_ns > _SILENCE_NS
-                and horizon(key, previous_ns) < line.t_mono_ns
-            ):
-                abandon(previous_ns)
-            advance(line.t_mono_ns)
-            open_phases.append(line.phase)
-        elif isinstance(line, PhaseEnd):
-            advance(line.t_mono_ns)
-            _close(open_phases, line.phase, flags)
-        previous_ns = line.t_mono_ns
-    if open_phases:
-        abandon(previous_ns)
-    table = np.array(rows, np.int64).reshape(-1, 3)
+    for at_ns, moment in groupby(lines, key=attrgetter("t_mono_ns")):
+        here = list(moment)
+        begun = [line.phase for line in here if isinstance(line, PhaseBegin)]
+        silent = begun and stack.open_phases and at_ns - previous_ns > _SILENCE_NS
+        if silent and (died_ns := horizon(key, previous_ns)) < at_ns:
+            stack.abandon(died_ns)
+        stack.pass_moment(at_ns, begun, [line.phase for line in here if isinstance(line, PhaseEnd)])
+        previous_ns = at_ns
+    if stack.open_phases:
+        stack.abandon(horizon(key, previous_ns))
+    table = np.array(stack.rows, np.int64).reshape(-1, 3)
     return Stretches(table[:, 0], table[:, 1], table[:, 2])
-
-
-def _close(open_phases: list[Phase], phase: Phase, flags: set[str]) -> None:
-    """End a phase; inner ones that were left open end with it, one that is not open is passed over."""
-    if not open_phases or open_phases[-1] != phase:
-        flags.add("unbalanced_marks")
-    if phase in open_phases:
-        while open_phases.pop() != phase:
-            pass
 
 
 def _overlaid(base: Stretches, spans: Sequence[Span]) -> Stretches:

@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from ekd_nemo.metrics.curve import Bools, Floats, Ints
-from ekd_nemo.metrics.marks import NO_PHASE, PHASE_NUMBER, RankMarks, stretch_at
+from ekd_nemo.metrics.marks import NO_PHASE, RankMarks, stretch_at
+from ekd_nemo.metrics.phase_stack import PHASE_NUMBER
 from ekd_nemo.records.phases import E_RUN_PHASES
 from ekd_nemo.units import NS_PER_S
 

@@ -193,8 +193,7 @@ def shown_scores(scores: Iterable[Score], role: str) -> dict[str, Quantity]:
     return {
         f"{score.task} {_metric(score)}": _shown(score)
         for score in rows
-        if (score.primary or score.metric == "bits_per_byte")
-        and (score.is_group or score.group not in groups)
+        if (score.primary or score.metric == "bits_per_byte") and score.group not in groups
     }
 
 

@@ -78,6 +78,10 @@ _EXPLAINED: Final = frozenset(_LABELS)
 _OF_METHODS: Final = frozenset(("few_repeats", "missing_repeats"))
 _HEADING_WIDTH: Final = 14
 _LISTED: Final = 6
+_INTERVALS: Final = (
+    "±: 95 % interval, of the mean over repeats in rows of methods, from the harness's standard errors in rows of runs; "
+    "a..b: bounds of an energy with gaps"
+)
 
 
 def tables_of(summary: Summary) -> list[Table]:
@@ -250,6 +254,7 @@ def notes_of(summary: Summary) -> list[str]:
         f"n/a: {', '.join(labels)}: {reason} ({where})"
         for (reason, where), labels in reasons.items()
     ]
+    notes.insert(0, _INTERVALS)
     return notes + [
         f"{flag}: {FLAGS.get(flag, 'no explanation')} ({_listed(flags[flag])})"
         for flag in sorted(flags)
