@@ -83,3 +83,25 @@ def verify(run: Annotated[Path, typer.Argument(help="The run directory.")]) -> N
     typer.echo("whole" if verdict.is_whole else f"not whole: {len(verdict.problems)} problems")
     if not verdict.is_whole:
         raise typer.Exit(EXIT_FAILURE)
+
+
+@app.command()
+def serve(
+    runs: Annotated[Path, typer.Argument(help="A run directory, or a folder of them.")] = Path(
+        "runs"
+    ),
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 9477,
+) -> None:
+    """Serve live power, energy, phases and tokens to Prometheus until interrupted."""
+    import signal
+    import threading
+
+    from ekd_nemo.telemetry.exporter import serving
+
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ended.set())
+    with serving(runs, host=host, port=port) as bound:
+        typer.echo(f"serving {runs} on http://{host}:{bound}/metrics")
+        ended.wait()
