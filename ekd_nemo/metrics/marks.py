@@ -12,9 +12,10 @@ import numpy as np
 
 from ekd_nemo.metrics.curve import Bools, Ints
 from ekd_nemo.metrics.devices import Clock
-from ekd_nemo.metrics.phase_stack import PHASE_NUMBER, PhaseStack
+from ekd_nemo.metrics.phase_stack import IDLE, PHASE_NUMBER, PhaseStack
 from ekd_nemo.records.jsonl import ReadReport, read_lines
 from ekd_nemo.records.lines import MarkLine, PhaseBegin, PhaseEnd, Span, StepMark
+from ekd_nemo.records.phases import Phase
 
 NO_PHASE: Final = -1
 # Two stretches of one phase this close are one: the time between is that of ending and beginning a mark.
@@ -117,7 +118,8 @@ def _in_order(lines: Sequence[MarkLine]) -> list[MarkLine]:
 def rank_marks(key: RankKey, lines: Sequence[MarkLine], horizon: Horizon) -> RankMarks:
     """The marks of one rank, made from its ordered lines.
 
-    Time belongs to the innermost open phase; a span overrides it for its duration. A phase that was never closed
+    Time belongs to the innermost open phase; a span overrides it for its duration. Marked idle time is like
+    time without a mark: idle where it lies inside the run. A phase that was never closed
     ends where `horizon` says, and the rank is flagged `unclosed_attempt`.
     """
     flags: set[str] = set()
@@ -127,7 +129,7 @@ def rank_marks(key: RankKey, lines: Sequence[MarkLine], horizon: Horizon) -> Ran
     steps = [line for line in lines if isinstance(line, StepMark)]
     return RankMarks(
         key,
-        _without_seams(stretches),
+        _without_seams(_busy(stretches)),
         np.array([line.t_mono_ns for line in steps], np.int64),
         np.array([line.step for line in steps], np.int64),
         tuple(
@@ -148,11 +150,12 @@ def _stretches(
     previous_ns = 0
     for at_ns, moment in groupby(lines, key=attrgetter("t_mono_ns")):
         here = list(moment)
-        begun = [line.phase for line in here if isinstance(line, PhaseBegin)]
+        begun: list[Phase] = [line.phase for line in here if isinstance(line, PhaseBegin)]
+        ended: list[Phase] = [line.phase for line in here if isinstance(line, PhaseEnd)]
         silent = begun and stack.open_phases and at_ns - previous_ns > _SILENCE_NS
         if silent and (died_ns := horizon(key, previous_ns)) < at_ns:
             stack.abandon(died_ns)
-        stack.pass_moment(at_ns, begun, [line.phase for line in here if isinstance(line, PhaseEnd)])
+        stack.pass_moment(at_ns, begun, ended)
         previous_ns = at_ns
     if stack.open_phases:
         stack.abandon(horizon(key, previous_ns))
@@ -190,6 +193,12 @@ def stretch_at(stretches: Stretches, at_ns: Ints) -> Ints:
     index = np.searchsorted(stretches.start_ns, at_ns, side="right") - 1
     inside: Bools = (index >= 0) & (at_ns < stretches.end_ns[index])
     return np.where(inside, index, NO_PHASE)
+
+
+def _busy(stretches: Stretches) -> Stretches:
+    """The stretches that are not idle."""
+    busy = stretches.phase != IDLE
+    return Stretches(stretches.start_ns[busy], stretches.end_ns[busy], stretches.phase[busy])
 
 
 def _without_seams(stretches: Stretches) -> Stretches:

@@ -6,6 +6,7 @@ from typing import Final
 from ekd_nemo.records.phases import PHASES, Phase
 
 PHASE_NUMBER: Final[dict[Phase, int]] = {phase: number for number, phase in enumerate(PHASES)}
+IDLE: Final = PHASE_NUMBER["idle"]
 
 
 class PhaseStack:
@@ -29,15 +30,17 @@ class PhaseStack:
         A phase that both begins and ends in it changes nothing; the other ends come first.
         """
         self._advance(at_ns)
-        begun, ended = list(begun), list(ended)
-        for phase in [phase for phase in begun if phase in ended]:
-            begun.remove(phase)
-            ended.remove(phase)
-        while self.open_phases and self.open_phases[-1] in ended:
-            ended.remove(self.open_phases.pop())
-        for phase in ended:
+        opening: list[Phase] = list(begun)
+        closing: list[Phase] = list(ended)
+        both: list[Phase] = [phase for phase in opening if phase in closing]
+        for phase in both:
+            opening.remove(phase)
+            closing.remove(phase)
+        while self.open_phases and self.open_phases[-1] in closing:
+            closing.remove(self.open_phases.pop())
+        for phase in closing:
             self._close(phase)
-        self.open_phases.extend(begun)
+        self.open_phases.extend(opening)
 
     def abandon(self, at_ns: int) -> None:
         """End everything that a killed process left open."""

@@ -8,14 +8,13 @@ import numpy as np
 
 from ekd_nemo.metrics.curve import Bools, Floats, Ints
 from ekd_nemo.metrics.marks import NO_PHASE, RankMarks, stretch_at
-from ekd_nemo.metrics.phase_stack import PHASE_NUMBER
+from ekd_nemo.metrics.phase_stack import IDLE, PHASE_NUMBER
 from ekd_nemo.records.phases import E_RUN_PHASES
 from ekd_nemo.units import NS_PER_S
 
 SHORT_S: Final = 1.0  # below this a phase is below the sensor
 BLOCK_S: Final = 61.0  # at least 60 s, plus the one stretch by which a block's end may be missed
 
-IDLE: Final = PHASE_NUMBER["idle"]
 _RUN_PHASES: Final = np.array([PHASE_NUMBER[phase] for phase in E_RUN_PHASES], np.int64)
 _STEP_PHASES: Final = np.array(
     [PHASE_NUMBER[phase] for phase in ("teacher_forward", "teacher_cache", "student_train")],

@@ -79,8 +79,8 @@ _OF_METHODS: Final = frozenset(("few_repeats", "missing_repeats"))
 _HEADING_WIDTH: Final = 14
 _LISTED: Final = 6
 _INTERVALS: Final = (
-    "±: 95 % interval, of the mean over repeats in rows of methods, from the harness's standard errors in rows of runs; "
-    "a..b: bounds of an energy with gaps"
+    "±: 95 % interval, of the mean over repeats in rows of methods, from the harness's standard errors "
+    "in rows of runs; a..b: bounds of an energy with gaps"
 )
 
 

@@ -143,6 +143,17 @@ def test_innermost_phase_counts(tmp_path: Path) -> None:
     assert value(result.phases["teacher_forward"]) == pytest.approx(2000)
 
 
+def test_marked_idle_time_is_idle_inside_the_run_and_nothing_outside(tmp_path: Path) -> None:
+    recorder = one_gpu(100)
+    recorder.phase(0, "idle", 1, 9)
+    recorder.phase(0, "student_train", 10, 50)
+    recorder.phase(0, "idle", 50, 70)
+    recorder.phase(0, "checkpoint", 70, 80)
+    result = energy(tmp_path, recorder)
+    assert value(result.e_run) == pytest.approx(7000)
+    assert value(result.phases["idle"]) == pytest.approx(2000)
+
+
 def test_device_timed_spans_override_the_phase_around_them(tmp_path: Path) -> None:
     recorder = one_gpu(100)
     recorder.phase(0, "student_train", 10, 110)
