@@ -81,7 +81,7 @@ def gather_tasks(
     foreign = [name for name in names if name not in hashes]
     hashes.update(dict.fromkeys(foreign, sha256(b"harness").hexdigest()[:16]))
     folders: list[Path] = list(dict.fromkeys(made.values()))
-    if own and include_path is not None:
+    if include_path is not None:
         folders.append(include_path)
     local = not foreign and all(_is_local(task) for task in user.values() if own)
     return TaskSet(tuple(names), tuple(folders), hashes, local, bool(foreign))
