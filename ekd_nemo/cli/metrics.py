@@ -46,3 +46,16 @@ def summarise(
         Format.LATEX: render.as_latex,
     }[format]
     typer.echo(write(summary), nl=False)
+
+
+@app.command()
+def ledger(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
+) -> None:
+    """Rebuild each run's ledger.parquet and summary.json from its records."""
+    from ekd_nemo.metrics.derive import derive
+    from ekd_nemo.records.rundir import find_runs
+
+    for folder in runs:
+        for run in find_runs(folder):
+            typer.echo(derive(run))
