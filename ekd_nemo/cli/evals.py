@@ -1,24 +1,9 @@
 """`ekd eval`: scores of students and teachers, by harnesses that others use as well."""
 
-import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from ekd_nemo.cli.common import table
-from ekd_nemo.evals.account import marked
-from ekd_nemo.evals.lm import STORE, evaluate
-from ekd_nemo.evals.request import LmSettings
-from ekd_nemo.evals.results import read_eval_dir
-from ekd_nemo.evals.table import score_rows
-from ekd_nemo.evals.target import Subject, find_split, find_subject, find_targets
-from ekd_nemo.evals.taskset import gather_tasks
-from ekd_nemo.launch.plan import UUIDS_VARIABLE
-from ekd_nemo.launch.sampling import sampling
-from ekd_nemo.records.identity import read_identity
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Evaluate students and teachers."
@@ -78,49 +63,24 @@ def lm(
     ] = False,
 ) -> None:
     """Run lm-eval on a run's student and teacher, or on one model."""
-    _one_of("--device", device, ("cpu", "cuda", "auto"))
-    _one_of("--dtype", dtype, ("float32", "bfloat16", "auto"))
-    subject = find_subject(target)
-    wanted = subject.evaluation
-    names = (
-        tuple(name.strip() for name in tasks.split(",") if name.strip()) if tasks else wanted.tasks
+    from ekd_nemo.cli.eval_lm import LmOptions, run_lm
+
+    run_lm(
+        LmOptions(
+            target=target,
+            teacher=teacher,
+            tasks=tasks,
+            include_path=include_path,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            data=data,
+            out=out,
+            chat_template=chat_template,
+            student_only=student_only,
+            again=again,
+            trust_remote_code=trust_remote_code,
+        )
     )
-    folder = include_path or (Path(wanted.include_path) if wanted.include_path else None)
-    settings = LmSettings(
-        tasks=names,
-        limit=limit or wanted.limit,
-        num_fewshot=num_fewshot,
-        batch_size=batch_size or wanted.batch_size,
-        dtype=dtype,
-        device=device,
-        apply_chat_template=chat_template,
-        trust_remote_code=trust_remote_code,
-    )
-    eval_dir = subject.eval_dir(out)
-    targets = find_targets(subject, teacher, student_only=student_only, eval_dir=eval_dir)
-    task_set = gather_tasks(names, folder, find_split(subject, names, data), STORE / "tasks")
-    with _metered(subject):
-        evaluate(targets, settings, task_set, subject.log(eval_dir), typer.echo, again=again)
-    typer.echo(table(score_rows(read_eval_dir(eval_dir.path))))
-    typer.echo(f"results: {eval_dir.path}")
-
-
-@contextmanager
-def _metered(subject: Subject) -> Generator[None, None, None]:
-    """Evaluate under the launcher's sampler if it started this, else under one of our own; outside a run under none."""
-    if subject.run is None or subject.recipe is None:
-        yield
-        return
-    attempt = read_identity(subject.run).attempts[-1].attempt
-    measured = os.environ.get(UUIDS_VARIABLE)
-    if measured is not None:
-        with marked(subject.run, [uuid for uuid in measured.split(",") if uuid], attempt):
-            yield
-        return
-    with sampling(subject.run, subject.recipe.energy) as uuids, marked(subject.run, uuids, attempt):
-        yield
-
-
-def _one_of(option: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise typer.BadParameter(f"{value!r}; accepted: {', '.join(accepted)}", param_hint=option)

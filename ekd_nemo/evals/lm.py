@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -85,6 +86,7 @@ def evaluate(
     tell: Tell,
     *,
     again: bool = False,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
     """Evaluate what is not stored yet, in one worker process, and leave every result in its place.
 
@@ -95,6 +97,7 @@ def evaluate(
         log: the harness's output.
         tell: takes lines for the user.
         again: run also what is stored.
+        around: made and entered while the harness runs, e.g. to meter it.
 
     Raises:
         UserError: for tasks that do not exist; nothing has been changed.
@@ -108,7 +111,8 @@ def evaluate(
                 tell(f"{target.role}: {task}: stored for these weights and settings, not run again")
     try:
         if any(todo.values()):
-            _run(plan, todo, log, tell)
+            with around():
+                _run(plan, todo, log, tell)
         for target in targets:
             _hand_over(plan, target, tasks.names)
     except OSError as error:
