@@ -1,5 +1,12 @@
-"""The few collectives that the losses use; a group of `None` means that nothing is sharded."""
+"""The few collectives that the losses use; a group of `None` means that nothing is sharded.
 
+Two of them go by the names that torch 2.6 has; 2.13 calls them deprecated.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -34,7 +41,9 @@ def gather_rows(part: Tensor, group: ProcessGroup | None) -> Tensor:
     if group_size(group) == 1:
         return part
     whole = part.new_empty((part.shape[0] * group_size(group), *part.shape[1:]))
-    dist.all_gather_into_tensor(whole, part.contiguous(), group=group)
+    dist.all_gather_into_tensor(  # pyright: ignore[reportDeprecated]
+        whole, part.contiguous(), group=group
+    )
     return whole
 
 
@@ -43,5 +52,71 @@ def scatter_row_sums(whole: Tensor, group: ProcessGroup | None) -> Tensor:
     if group_size(group) == 1:
         return whole
     part = whole.new_empty((whole.shape[0] // group_size(group), *whole.shape[1:]))
-    dist.reduce_scatter_tensor(part, whole.contiguous(), op=dist.ReduceOp.SUM, group=group)
+    dist.reduce_scatter_tensor(  # pyright: ignore[reportDeprecated]
+        part, whole.contiguous(), op=dist.ReduceOp.SUM, group=group
+    )
     return part
+
+
+def sum_over_with_gradient(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Sum over a group of ranks that then all compute the same from it.
+
+    The gradient passes as it is: every rank has the whole gradient of the one result already, so
+    summing gradients over the ranks would count it once per rank.
+    """
+    if group_size(group) == 1:
+        return tensor
+    return cast(Callable[..., Tensor], _SumOver.apply)(tensor, group)
+
+
+def gather_rows_with_gradient(part: Tensor, group: ProcessGroup | None) -> tuple[Tensor, int]:
+    """Join shards of any number of rows by rank, for ranks that then all compute the same.
+
+    Args:
+        part: [N_local, H]; N_local may differ between ranks and may be 0.
+        group: the ranks.
+
+    Returns:
+        [N, H] and the row at which this rank's own rows begin. The gradient of each row goes back
+        to its owner as it is (see `sum_over_with_gradient`).
+
+    Collectives: one gather of row counts, one of rows padded to the longest shard.
+    """
+    if group_size(group) == 1:
+        return part, 0
+    counts = part.new_zeros(group_size(group), dtype=torch.int64)
+    counts[group_rank(group)] = len(part)
+    sizes = cast(list[int], sum_over(counts, group).tolist())
+    start = sum(sizes[: group_rank(group)])
+    return cast(Callable[..., Tensor], _GatherRows.apply)(part, sizes, start, group), start
+
+
+class _SumOver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: ProcessGroup) -> Tensor:
+        return sum_over(tensor.clone(), group)
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, part: Tensor, sizes: list[int], start: int, group: ProcessGroup
+    ) -> Tensor:
+        ctx.rows = slice(start, start + len(part))
+        longest = max(sizes)
+        padded = part.new_zeros((longest, *part.shape[1:]))
+        padded[: len(part)] = part
+        whole = gather_rows(padded, group)
+        return torch.cat([whole[i * longest : i * longest + n] for i, n in enumerate(sizes)])
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, None, None, None]:
+        return grad[ctx.rows], None, None, None

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ekd_nemo.losses.collectives import max_over, sum_over
+from ekd_nemo.losses.collectives import group_size, max_over, sum_over
 from ekd_nemo.losses.divergence import Divergence
+from ekd_nemo.losses.sparse import SparseTargets, sparse_tile, take_rows
 from ekd_nemo.losses.vocab import VocabRows
 
 # Bytes of one [rows, V_local] temporary: the second-level cache on a CPU, launch-bound elsewhere.
@@ -28,6 +29,10 @@ class DenseTeacher:
 
     hidden: Tensor
     head: Tensor
+    suffix = ""
+
+
+Teacher = DenseTeacher | SparseTargets
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Problem:
     head: Tensor
     labels: Tensor
     tokens: Tensor
-    teacher: DenseTeacher | None
+    teacher: Teacher | None
     terms: Terms
     rows: VocabRows
     group: ProcessGroup | None
@@ -77,6 +82,17 @@ class Problem:
     def acc(self) -> torch.dtype:
         """Type of everything element-wise."""
         return accumulation_type(self.hidden, self.head)
+
+    @property
+    def dense(self) -> DenseTeacher | None:
+        """The teacher, if it has logits."""
+        return self.teacher if isinstance(self.teacher, DenseTeacher) else None
+
+    @property
+    def values_are_whole(self) -> bool:
+        """Whether a tile's response values are already summed over the group."""
+        sparse = self.teacher is not None and self.dense is None
+        return sparse or self.terms.divergence.sum_g is None
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,7 @@ class _Chunk:
     """One chunk's logits, labels and normalisers over the whole vocabulary.
 
     Attributes:
+        tokens: [c], their positions.
         z_s: [c, V_local]; in the end the gradient of the logits.
         z_t: [c, V_local] or None.
         ids: [c], the labels' row numbers on this rank, out of range elsewhere.
@@ -106,6 +123,7 @@ class _Chunk:
         label: [c], the label's logit less m.
     """
 
+    tokens: Tensor
     z_s: Tensor
     z_t: Tensor | None
     ids: Tensor
@@ -134,17 +152,18 @@ def solve(problem: Problem, grad_hidden: Tensor | None, grad_head: Tensor | None
     Collectives: per chunk one maximum and one sum of a few floats a token, one sum of two floats a
     token more for divergences other than forward KL; at the end one sum of one float.
     """
-    p = problem
+    p, dense = problem, problem.dense
     ce = p.hidden.new_zeros((), dtype=torch.float64)
     response = torch.zeros_like(ce)
     student_logits = _buffer(p, p.head)
-    teacher_logits = None if p.teacher is None else _buffer(p, p.teacher.head)
-    for tokens in p.tokens.split(p.chunk_tokens) if len(p.tokens) else ():
+    teacher_logits = None if dense is None else _buffer(p, dense.head)
+    for start in range(0, len(p.tokens), p.chunk_tokens):
+        tokens = p.tokens[start : start + p.chunk_tokens]
         hidden, z_s = _logits(p.hidden, p.head, tokens, student_logits)
         z_t = None
-        if p.teacher is not None and teacher_logits is not None:
-            _, z_t = _logits(p.teacher.hidden, p.teacher.head, tokens, teacher_logits)
-        chunk = _chunk(p, z_s, z_t, p.labels.index_select(0, tokens) - p.rows.start)
+        if dense is not None and teacher_logits is not None:
+            _, z_t = _logits(dense.hidden, dense.head, tokens, teacher_logits)
+        chunk = _chunk(p, tokens, z_s, z_t)
         ce += (chunk.log_z_ce - chunk.label).sum(dtype=torch.float64)
         response += _to_gradient(p, chunk, grad_head is not None or grad_hidden is not None)
         if grad_head is not None:
@@ -153,7 +172,7 @@ def solve(problem: Problem, grad_hidden: Tensor | None, grad_head: Tensor | None
             grad_hidden.index_copy_(0, tokens, torch.mm(z_s, p.head).to(grad_hidden.dtype))
     if p.teacher is None:
         return Outcome(ce, None)
-    if p.terms.divergence.sum_g is not None:
+    if not p.values_are_whole:
         sum_over(response, p.group)
     return Outcome(ce, response * p.terms.temperature**2)
 
@@ -178,7 +197,7 @@ def _add_product(grad_head: Tensor, grad_logits: Tensor, hidden: Tensor) -> None
 
 def _tiles(p: Problem, num_tokens: int) -> list[slice]:
     """Cut a chunk's rows into small tiles; only one where a tile needs a collective."""
-    if p.terms.divergence.sum_g is None and p.teacher is not None and p.group is not None:
+    if p.teacher is not None and p.values_are_whole and group_size(p.group) > 1:
         return [slice(0, num_tokens)]
     limit = TILE_BYTES_CPU if p.hidden.device.type == "cpu" else TILE_BYTES_DEVICE
     rows = max(1, limit // (max(1, p.rows.num) * p.acc.itemsize))
@@ -202,11 +221,12 @@ def _max_and_sums(
     return top, sums
 
 
-def _chunk(p: Problem, z_s: Tensor, z_t: Tensor | None, ids: Tensor) -> _Chunk:
+def _chunk(p: Problem, tokens: Tensor, z_s: Tensor, z_t: Tensor | None) -> _Chunk:
     """Make the normalisers over the whole vocabulary: one maximum, one sum over the group."""
     temperature = p.terms.temperature
+    ids = p.labels.index_select(0, tokens) - p.rows.start
     tiles = _tiles(p, len(ids))
-    scales = [1.0] if z_t is None or temperature == 1.0 else [1.0, temperature]
+    scales = [1.0] if p.teacher is None or temperature == 1.0 else [1.0, temperature]
     owner = [0] * len(scales)
     top_s, sums = _max_and_sums(z_s, tiles, p.acc, scales)
     tops = [top_s]
@@ -222,6 +242,7 @@ def _chunk(p: Problem, z_s: Tensor, z_t: Tensor | None, ids: Tensor) -> _Chunk:
     reduced = sum_over(torch.stack([*rescaled, _label_logit(p, z_s, ids, maxima[0])]), p.group)
     log_z = reduced[:-1].log()
     return _Chunk(
+        tokens=tokens,
         z_s=z_s,
         z_t=z_t,
         ids=ids,
@@ -255,8 +276,8 @@ def _to_gradient(p: Problem, chunk: _Chunk, want_gradient: bool) -> Tensor:
     for tile in _tiles(p, len(chunk.ids)):
         grad = None
         shifted = chunk.z_s[tile].to(p.acc) - chunk.max_s[tile, None]
-        if chunk.z_t is not None:
-            part, grad = _response_tile(p, shifted, chunk.z_t[tile], chunk, tile)
+        if p.teacher is not None:
+            part, grad = _response_tile(p, shifted, chunk, tile)
             value += part.sum(dtype=torch.float64)
         if want_gradient:
             chunk.z_s[tile] = _add_ce_gradient(p, grad, shifted, chunk, tile)
@@ -264,21 +285,32 @@ def _to_gradient(p: Problem, chunk: _Chunk, want_gradient: bool) -> Tensor:
 
 
 def _response_tile(
-    p: Problem, shifted: Tensor, z_t: Tensor, chunk: _Chunk, tile: slice
+    p: Problem, shifted: Tensor, chunk: _Chunk, tile: slice
 ) -> tuple[Tensor, Tensor]:
     """Values [rows] of one tile and the weighted gradient to its logits [rows, V_local]."""
-    temperature, divergence = p.terms.temperature, p.terms.divergence
+    temperature = p.terms.temperature
     log_q = (shifted / temperature).sub_(chunk.log_z_s[tile, None])
-    log_p = (z_t.to(p.acc) - chunk.max_t[tile, None]).div_(temperature)
-    log_p.sub_(chunk.log_z_t[tile, None])
+    if p.teacher is not None and chunk.z_t is None:
+        assert not isinstance(p.teacher, DenseTeacher)
+        targets = take_rows(p.teacher, chunk.tokens[tile])
+        value, grad = sparse_tile(targets, log_q, p.rows.start, p.terms.divergence, p.group)
+    else:
+        assert chunk.z_t is not None
+        log_p = (chunk.z_t[tile].to(p.acc) - chunk.max_t[tile, None]).div_(temperature)
+        log_p.sub_(chunk.log_z_t[tile, None])
+        value, grad = _dense_tile(p, log_q, log_p)
+    return value, grad.mul_(p.terms.weight_response * temperature)
+
+
+def _dense_tile(p: Problem, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [rows] and the gradient to log_q's logits; `log_q` is used up."""
+    divergence = p.terms.divergence
     value, g = divergence.terms(log_q, log_p)
     q = log_q.exp_()
     if divergence.sum_g is not None:
-        grad = g.sub_(q.mul_(divergence.sum_g))
-    else:
-        both = sum_over(torch.stack([value, g.sum(-1)]), p.group)
-        value, grad = both[0], g.sub_(q.mul_(both[1][:, None]))
-    return value, grad.mul_(p.terms.weight_response * temperature)
+        return value, g.sub_(q.mul_(divergence.sum_g))
+    both = sum_over(torch.stack([value, g.sum(-1)]), p.group)
+    return both[0], g.sub_(q.mul_(both[1][:, None]))
 
 
 def _add_ce_gradient(

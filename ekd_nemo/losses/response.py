@@ -1,8 +1,9 @@
 """Response distillation and cross-entropy from hidden states and head shards, fused and sharded."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from ekd_nemo.losses.divergence import DivergenceKind, divergence
 from ekd_nemo.losses.fused_linear import (
     DenseTeacher,
     Problem,
+    Teacher,
     Terms,
     accumulation_type,
     solve,
 )
 from ekd_nemo.losses.parts import LossParts
+from ekd_nemo.losses.sparse import SampledTargets, SparseTargets, check_targets
 from ekd_nemo.losses.vocab import check_same_rows, vocab_rows
 
 DEFAULT_MEMORY_BYTES = 96 << 20
@@ -58,7 +61,7 @@ class ResponseSettings:
         return f"response_{self.kind}"
 
 
-def fused_linear_response(  # noqa: PLR0913
+def fused_linear_response(
     student_hidden: Tensor,
     student_head: Tensor,
     labels: Tensor,
@@ -67,6 +70,7 @@ def fused_linear_response(  # noqa: PLR0913
     vocab_size: int,
     teacher_hidden: Tensor | None = None,
     teacher_head: Tensor | None = None,
+    teacher_targets: SparseTargets | None = None,
     settings: ResponseSettings = ResponseSettings(),
     weight_ce: float = 1.0,
     weight_response: float = 0.0,
@@ -98,6 +102,8 @@ def fused_linear_response(  # noqa: PLR0913
         vocab_size: true vocabulary; rows for ids beyond it are padding and get no probability.
         teacher_hidden: [T, H_t], no gradient; [T / ranks, H_t] if `teacher_sequence_parallel`.
         teacher_head: [V_local_t, H_t]; the same ids as the student's on each rank.
+        teacher_targets: in place of the teacher's hidden states and head: top-k or sampled ids
+            of all T tokens, also where the hidden states are cut by sequence parallelism.
         settings: divergence and temperature.
         weight_ce: of the cross-entropy.
         weight_response: of the response term.
@@ -114,8 +120,8 @@ def fused_linear_response(  # noqa: PLR0913
         memory_bytes: bound on the logits of one chunk, both models together.
 
     Returns:
-        The weighted and scaled total and the sums in nats: "ce", and with a teacher
-        `settings.name` (with its T^2). Not divided by the count of valid tokens.
+        The weighted and scaled total and the sums in nats: "ce", and with a teacher `settings.name`
+        (with its T^2), "_topk" or "_sampled" appended where it is that. Not divided by the count.
 
     Collectives: per chunk one maximum and one sum of at most four floats a token (one sum of two
         more unless forward KL); then one sum of the hidden gradient.
@@ -129,36 +135,34 @@ def fused_linear_response(  # noqa: PLR0913
 
     Not covered: teachers with another tokenizer; a bias in the head; a second backward.
     """
-    if (teacher_hidden is None) != (teacher_head is None):
-        raise DataError("teacher_hidden and teacher_head: give both or neither")
     student_rows = vocab_rows("student", student_head.shape[0], vocab_size, vocab_offset, tp_group)
-    teacher = None
-    if teacher_hidden is not None and teacher_head is not None:
-        teacher_rows = vocab_rows(
-            "teacher", teacher_head.shape[0], vocab_size, teacher_vocab_offset, tp_group
-        )
-        check_same_rows(student_rows, teacher_rows)
-        taught = teacher_hidden.detach()
-        if teacher_sequence_parallel:
-            taught = gather_rows(taught, tp_group)
-        teacher = DenseTeacher(taught, teacher_head.detach()[: teacher_rows.num])
     hidden = student_hidden.detach()
     if sequence_parallel:
         hidden = gather_rows(hidden, tp_group)
-    _check_shapes(hidden, labels, valid, teacher)
-    _check_labels(labels, valid, vocab_size)
+    _check_tokens(hidden, labels, valid, vocab_size)
+    teacher: Teacher | None = teacher_targets
+    if teacher_targets is not None:
+        _check_sparse(teacher_targets, teacher_hidden, teacher_head, settings)
+        check_targets(teacher_targets, valid, vocab_size)
+    elif teacher_hidden is not None and teacher_head is not None:
+        rows = vocab_rows(
+            "teacher", teacher_head.shape[0], vocab_size, teacher_vocab_offset, tp_group
+        )
+        check_same_rows(student_rows, rows)
+        teacher = _dense_teacher(
+            teacher_hidden, teacher_head[: rows.num], tp_group, teacher_sequence_parallel
+        )
+        _check_lengths(hidden, teacher_hidden=teacher.hidden)
+    elif teacher_hidden is not None or teacher_head is not None:
+        raise DataError("teacher_hidden and teacher_head: give both or neither")
+    weights = (weight_ce, weight_response)
     problem = Problem(
         hidden=hidden,
         head=student_head.detach()[: student_rows.num],
         labels=labels,
         tokens=valid.nonzero().squeeze(1),
         teacher=teacher,
-        terms=Terms(
-            weight_ce,
-            weight_response,
-            divergence(settings.kind, settings.beta),
-            settings.temperature,
-        ),
+        terms=Terms(*weights, divergence(settings.kind, settings.beta), settings.temperature),
         rows=student_rows,
         group=tp_group,
         chunk_tokens=chunk_tokens
@@ -174,8 +178,9 @@ def fused_linear_response(  # noqa: PLR0913
         sequence_parallel,
         accumulate_into_main_grad,
     )
-    total, sums = _FusedLinearResponse.apply(student_hidden, student_head, plan)
-    names = ("ce",) if teacher is None else ("ce", settings.name)
+    apply = cast(Callable[..., tuple[Tensor, Tensor]], _FusedLinearResponse.apply)
+    total, sums = apply(student_hidden, student_head, plan)
+    names = ("ce",) if teacher is None else ("ce", settings.name + teacher.suffix)
     return LossParts(
         total=total * scale,
         sums=dict(zip(names, sums.unbind(), strict=True)),
@@ -224,7 +229,7 @@ class _FusedLinearResponse(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, grad_total: Tensor, _: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None]:
         """Scale the gradients made in forward, in place, and let go of them."""
@@ -248,7 +253,8 @@ def _scale(grad: Tensor, factor: Tensor) -> None:
     if grad.dtype == factor.dtype:
         grad.mul_(factor)
         return
-    for part in grad.split(SCALE_ROWS):
+    for start in range(0, len(grad), SCALE_ROWS):
+        part = grad[start : start + SCALE_ROWS]
         part.copy_(part.to(factor.dtype).mul_(factor))
 
 
@@ -270,37 +276,54 @@ def _wants_grad(tensor: Tensor) -> bool:
     return torch.is_grad_enabled() and tensor.requires_grad
 
 
+def _dense_teacher(
+    hidden: Tensor, head: Tensor, group: ProcessGroup | None, sequence_parallel: bool
+) -> DenseTeacher:
+    hidden = hidden.detach()
+    return DenseTeacher(gather_rows(hidden, group) if sequence_parallel else hidden, head.detach())
+
+
 def _chunk_tokens(
     memory_bytes: int,
     vocab_size: int,
     head: Tensor,
-    teacher: DenseTeacher | None,
+    teacher: Teacher | None,
     group: ProcessGroup | None,
 ) -> int:
     """As many tokens as the bound allows; the same on all ranks, also with uneven shards."""
     columns = math.ceil(vocab_size / group_size(group))
-    itemsize = head.dtype.itemsize + (0 if teacher is None else teacher.head.dtype.itemsize)
+    itemsize = head.dtype.itemsize
+    if isinstance(teacher, DenseTeacher):
+        itemsize += teacher.head.dtype.itemsize
     return max(1, memory_bytes // (columns * itemsize))
 
 
-def _check_shapes(
-    hidden: Tensor, labels: Tensor, valid: Tensor, teacher: DenseTeacher | None
-) -> None:
-    num_tokens = hidden.shape[0]
-    others = {"labels": labels.shape[0], "valid": valid.shape[0]}
-    if teacher is not None:
-        others["teacher_hidden"] = teacher.hidden.shape[0]
-    wrong = [f"{name} {length}" for name, length in others.items() if length != num_tokens]
+def _check_lengths(hidden: Tensor, **others: Tensor) -> None:
+    num_tokens = len(hidden)
+    wrong = [f"{name} {len(other)}" for name, other in others.items() if len(other) != num_tokens]
     if wrong:
         raise DataError(f"student_hidden holds {num_tokens} tokens but {', '.join(wrong)}")
+
+
+def _check_tokens(hidden: Tensor, labels: Tensor, valid: Tensor, vocab_size: int) -> None:
+    _check_lengths(hidden, labels=labels, valid=valid)
     if valid.dtype != torch.bool:
         raise DataError(f"valid is {valid.dtype}; it must be bool")
-
-
-def _check_labels(labels: Tensor, valid: Tensor, vocab_size: int) -> None:
     wrong = labels[valid & ((labels < 0) | (labels >= vocab_size))]
     if len(wrong):
         raise DataError(f"label {int(wrong[0])} at a valid token; accepted: 0 to {vocab_size - 1}")
+
+
+def _check_sparse(
+    targets: SparseTargets,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | None,
+    settings: ResponseSettings,
+) -> None:
+    if teacher_hidden is not None or teacher_head is not None:
+        raise DataError("teacher_targets stand in place of teacher_hidden and teacher_head")
+    if isinstance(targets, SampledTargets) and settings.kind != "forward_kl":
+        raise ConfigError(f"sampled targets: kind is {settings.kind}; accepted: forward_kl")
 
 
 def _check_main_grad(head: Tensor) -> None:

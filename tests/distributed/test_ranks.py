@@ -9,7 +9,6 @@ import torch.distributed as dist
 
 from tests.distributed.ranks import RanksError, run_ranks
 
-
 LIMIT_S = 8.0
 
 

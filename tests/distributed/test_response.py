@@ -1,5 +1,6 @@
 """The response loss with the vocabulary and the sequence sharded: TP 1 = 2 = 3 = 4."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 
 from ekd_nemo.errors import EkdError
 from ekd_nemo.losses.response import ResponseSettings, fused_linear_response
+from ekd_nemo.losses.sparse import SparseTargets
 from ekd_nemo.losses.vocab import VocabularyMismatchError
 from tests.distributed.ranks import run_ranks
 from tests.unit.losses.references import (
@@ -17,6 +19,9 @@ from tests.unit.losses.references import (
     random_pair,
     relative_error,
     response_reference,
+    samples_of,
+    sparse_reference,
+    top_k_of,
 )
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "total_variation")
@@ -50,6 +55,7 @@ def _solve(
     settings: ResponseSettings,
     sequence_parallel: bool,
     uneven: bool,
+    targets: SparseTargets | None = None,
 ) -> tuple[Any, torch.Tensor, torch.Tensor, tuple[int, int]]:
     start, stop = _shard(rank, world_size, len(pair.head), uneven)
     part = NUM_TOKENS // world_size
@@ -61,8 +67,9 @@ def _solve(
         head,
         pair.labels,
         pair.valid,
-        teacher_hidden=pair.teacher_hidden[mine],
-        teacher_head=pair.teacher_head[start:stop],
+        teacher_hidden=None if targets else pair.teacher_hidden[mine],
+        teacher_head=None if targets else pair.teacher_head[start:stop],
+        teacher_targets=targets,
         settings=settings,
         vocab_size=pair.vocab_size,
         tp_group=dist.group.WORLD,
@@ -99,35 +106,52 @@ def _check(outcome: Any, want: Expected, kind: str, bound: float) -> list[str]:
 
 
 def _all_options(rank: int, world_size: int) -> list[str]:
-    """Try every option on this number of ranks; return what is wrong."""
+    """Dense teachers: try every option on this number of ranks; return what is wrong."""
     wrong: list[str] = []
     # 72 rows on 4 ranks: 18 a rank, so that one rank is part padding and two are padding only.
     for padded, uneven in ((24, False), (72, False), (23, True)):
         pair = _pair(padded)
-        for kind in KINDS:
-            for temperature in (1.0, 2.5):
-                settings = ResponseSettings(kind, temperature, 0.3)
-                for dtype, bound in ((torch.float32, FLOAT32), (torch.float64, FLOAT64)):
-                    cast = pair.to(dtype)
-                    want = response_reference(cast, kind, temperature, 0.3, **WEIGHTS)
-                    for sequence_parallel in (False, True):
-                        outcome = _solve(
-                            rank, world_size, cast, settings, sequence_parallel, uneven
-                        )
-                        case = f"{padded=} {uneven=} {settings} {sequence_parallel=} {dtype}: "
-                        wrong += [case + w for w in _check(outcome, want, kind, bound)]
+        types = ((1.0, torch.float32, FLOAT32), (2.5, torch.float64, FLOAT64))
+        for kind, (temperature, dtype, bound) in itertools.product(KINDS, types):
+            cast = pair.to(dtype)
+            settings = ResponseSettings(kind, temperature, 0.3)
+            want = response_reference(cast, kind, temperature, 0.3, **WEIGHTS)
+            for sequence_parallel in (False, True):
+                outcome = _solve(rank, world_size, cast, settings, sequence_parallel, uneven)
+                case = f"{padded=} {uneven=} {settings} {sequence_parallel=} {dtype}: "
+                wrong += [case + w for w in _check(outcome, want, kind, bound)]
     return wrong
+
+
+def _sparse_options(rank: int, world_size: int) -> list[str]:
+    """Top-k of every divergence and samples; the last ranks of 72 rows hold no listed id."""
+    wrong: list[str] = []
+    for padded, uneven in ((24, False), (72, False), (23, True)):
+        pair = _pair(padded)
+        top_k, samples = top_k_of(pair, 5, 2.0), samples_of(pair, 40, 3, 2.0)
+        cases = [(kind, top_k) for kind in KINDS] + [("forward_kl", samples)]
+        for sequence_parallel, (kind, targets) in itertools.product((False, True), cases):
+            settings = ResponseSettings(kind, 2.0, 0.3)
+            want = sparse_reference(pair, targets, kind, 2.0, 0.3, **WEIGHTS)
+            outcome = _solve(rank, world_size, pair, settings, sequence_parallel, uneven, targets)
+            case = f"{padded=} {uneven=} {settings} {targets.suffix} {sequence_parallel=}: "
+            wrong += [case + w for w in _check(outcome, want, kind + targets.suffix, FLOAT64)]
+    return wrong
+
+
+def _everything(rank: int, world_size: int) -> list[str]:
+    return _all_options(rank, world_size) + _sparse_options(rank, world_size)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_shards_give_the_single_process_value_and_gradient(world_size: int, tmp_path: Path) -> None:
-    """All divergences, temperatures, paddings, uneven shards, sequence parallelism, both types."""
-    for wrong in run_ranks(_all_options, world_size, tmp_path):
+    """All divergences and teachers, paddings, uneven shards, sequence parallelism, both types."""
+    for wrong in run_ranks(_everything, world_size, tmp_path):
         assert wrong == []
 
 
-def _special_cases(rank: int, world_size: int) -> list[float]:
-    """Masked, equal, bfloat16: largest gradient or error each."""
+def _special_cases(rank: int, world_size: int) -> tuple[list[float], str]:
+    """Masked, equal, bfloat16: largest gradient or error each; and what is refused."""
     pair = _pair(24)
     settings = ResponseSettings()
     masked = Pair(**{**vars(pair), "valid": torch.zeros_like(pair.valid)})
@@ -141,16 +165,18 @@ def _special_cases(rank: int, world_size: int) -> list[float]:
     want = response_reference(half, **WEIGHTS)
     _, grad_hidden, _, _ = _solve(rank, world_size, half, settings, True, False)
     results.append(relative_error(grad_hidden, want.grad_hidden))
-    return results
+    return results, _mismatched_teacher(rank, world_size)
 
 
-def test_masked_equal_and_half_precision(tmp_path: Path) -> None:
-    """All tokens masked: 0. Student equals teacher: 0. bfloat16: within its bound."""
-    for masked, equal, half in run_ranks(_special_cases, 2, tmp_path):
+def test_masked_equal_half_precision_and_refused(tmp_path: Path) -> None:
+    """All masked: 0. Student equals teacher: 0. bfloat16: bounded. Unlike shards: refused."""
+    for (masked, equal, half), message in run_ranks(_special_cases, 2, tmp_path):
         assert masked == 0
         assert equal == 0
         # Logits of size about 5 rounded to 8 bits, then the gradient's own rounding.
         assert half < 3e-2
+        # 24 rows cut in two hold ids 0..12, 28 hold 0..14: no rank may go on.
+        assert "cut alike" in message
 
 
 def _mismatched_teacher(rank: int, world_size: int) -> str:
@@ -173,9 +199,3 @@ def _mismatched_teacher(rank: int, world_size: int) -> str:
     except EkdError as error:
         return f"another error: {error}"
     return "no error"
-
-
-def test_shards_padded_differently_are_refused(tmp_path: Path) -> None:
-    """24 rows cut in two hold 0..12, 28 hold 0..14: no rank may go on."""
-    for message in run_ranks(_mismatched_teacher, 2, tmp_path):
-        assert "cut alike" in message
