@@ -73,7 +73,7 @@ def largest_difference(found: list[Tensor | None], expected: Tensor) -> float:
     ("tensor", "pipeline", "tiny", "smollm2"),
     [(1, 1, True, True), (2, 1, True, False), (3, 1, False, True), (1, 2, True, True)],
 )
-def test_logits_are_those_of_transformers(  # noqa: PLR0913, PLR0917 (fixtures and parameters)
+def test_logits_are_those_of_transformers(
     tiny_folders: list[Path],
     teacher_folder: Path,
     tmp_path: Path,
