@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Final
 
 from ekd_nemo.meter.cpu import package_uuid, packages
-from ekd_nemo.meter.protocol import CounterReading, Device, Fault, PowerReading, StateReading
+from ekd_nemo.meter.protocol import (
+    CounterReading,
+    Device,
+    Fault,
+    MeterUnavailableError,
+    PowerReading,
+    StateReading,
+)
 from ekd_nemo.records.clock import node_name, now
 from ekd_nemo.records.lines import Role, Source
 from ekd_nemo.units import MJ_PER_J, MW_PER_W, NS_PER_S
@@ -74,6 +81,7 @@ class EstimateMeter:
         idle_fraction: share of the TDP drawn when nothing runs.
         role: what the packages are for `E_run`.
         node: this node's name; None: as records name it.
+    Raises: MeterUnavailableError if the kernel tells no processor time (some sandboxes).
     """
 
     name: str = "estimate"
@@ -97,6 +105,8 @@ class EstimateMeter:
             "idle_fraction": idle_fraction,
             "formula": "idle + (tdp - idle) * utilisation",
         }
+        if busy_seconds([]) == 0:
+            raise MeterUnavailableError(f"estimate: {PROC_STAT} tells no processor time")
         found = packages()
         self._packages: list[_Package] = []
         for number, cpus in found.items():

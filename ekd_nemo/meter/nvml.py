@@ -91,11 +91,15 @@ class NvmlMeter:
             self._nvml.nvmlInit()
         except self._nvml.NVMLError as error:
             raise MeterUnavailableError(f"nvml: {error}") from None
-        self._gpus = self._find(visible_uuids() if uuids is None else uuids)
+        try:
+            self._gpus = self._find(visible_uuids() if uuids is None else uuids)
+            self._devices = [self._describe(gpu) for gpu in self._gpus]
+        except (self._nvml.NVMLError, _LostError) as error:
+            self._nvml.nvmlShutdown()
+            raise MeterUnavailableError(f"nvml: {error}") from None
         if not self._gpus:
             self._nvml.nvmlShutdown()
-            raise MeterUnavailableError("nvml: the driver shows no GPU")
-        self._devices = [self._describe(gpu) for gpu in self._gpus]
+            raise MeterUnavailableError("nvml: no GPU that this process may use")
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -334,10 +338,16 @@ class NvmlMeter:
 
 
 def visible_uuids() -> list[str] | None:
-    """The UUIDs in CUDA_VISIBLE_DEVICES; None if it is unset or holds CUDA's own numbers."""
-    entries = [e.strip() for e in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    named = [e for e in entries if e.startswith(("GPU-", "MIG-"))]
-    return named or None
+    """The UUIDs in CUDA_VISIBLE_DEVICES; none if it hides all GPUs.
+
+    Returns: None if it is unset or holds CUDA's own numbers, which say nothing here.
+    """
+    if "CUDA_VISIBLE_DEVICES" not in os.environ:
+        return None
+    entries = [e.strip() for e in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+    if entries[0] in ("", "-1"):
+        return []
+    return [e for e in entries if e.startswith(("GPU-", "MIG-"))] or None
 
 
 def _import_driver() -> ModuleType:

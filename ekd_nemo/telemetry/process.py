@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from pydantic import BaseModel, ValidationError
 
-from ekd_nemo.errors import EXIT_OK, EXIT_USER, RunError, UserError
+from ekd_nemo.errors import EXIT_OK, EXIT_USER, EkdError, RunError, UserError
 from ekd_nemo.records.clock import node_name
 from ekd_nemo.records.identity import DeviceIdentity
 from ekd_nemo.records.lines import Role
@@ -20,6 +21,7 @@ from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.telemetry.settings import SamplerSettings
 
 READY_TIMEOUT_S: Final = 60.0
+EXIT_TIMEOUT_S: Final = 2.0
 STOP_TIMEOUT_S: Final = 15.0
 LOG_TAIL_CHARS: Final = 2000
 
@@ -85,13 +87,23 @@ class Sampler:
         try:
             self.ready = Ready.model_validate_json(text)
         except ValidationError:
-            self._process.kill()
-            code = self._process.wait()
-            said = log_path.read_bytes()[begin:].decode(errors="replace").strip()
-            reason = said[-LOG_TAIL_CHARS:].removeprefix("error: ") or f"exit code {code}"
-            kind = UserError if code == EXIT_USER else RunError
-            raise kind(f"the sampler did not start: {reason}") from None
+            raise self._refusal(log_path, begin) from None
         return self.ready
+
+    def _refusal(self, log_path: Path, begin: int) -> EkdError:
+        """Why it did not become ready, from what it said in its log; it is ended if it still runs."""
+        assert self._process is not None
+        process, self._process = self._process, None
+        try:
+            code = process.wait(EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return RunError(f"the sampler was not ready within {READY_TIMEOUT_S:.0f} s")
+        said = log_path.read_bytes()[begin:].decode(errors="replace").strip()
+        reason = said[-LOG_TAIL_CHARS:].removeprefix("error: ") or f"exit code {code}"
+        kind = UserError if code == EXIT_USER else RunError
+        return kind(f"the sampler did not start: {reason}")
 
     def command(self) -> list[str]:
         """The argv that starts it."""

@@ -67,7 +67,7 @@ class SamplerProcess:
         self._scribe.write([*self._first_lines(), *self._shared_lines(shared)])
         self._startup_cpu_us = 0
         self._selector = selectors.DefaultSelector()
-        self._watch = Watch(self._selector, settings.linger_s)
+        self._watch = Watch(settings.linger_s)
         self._wake_read, self._wake_write = socket.socketpair()
         self._readers = [
             MeterReader(
@@ -175,19 +175,16 @@ class SamplerProcess:
                 reason = self._serve(key)
                 if reason is not None:
                     return reason
-            if self._watch.is_over():
-                return "watched processes gone"
             if time.monotonic() >= next_host_s:
                 next_host_s = time.monotonic() + HOST_PERIOD_S
                 self._write_host()
+                if self._watch.is_over():
+                    return "watched processes gone"
 
     def _serve(self, key: selectors.SelectorKey) -> str | None:
         if key.fileobj is self._wake_read:
             return self._serve_wake(self._wake_read.recv(64))
-        if key.fileobj is self._marks:
-            return self._serve_marks()
-        self._watch.ended(key.fd)
-        return None
+        return self._serve_marks()
 
     def _serve_wake(self, numbers: bytes) -> str | None:
         for number in numbers:

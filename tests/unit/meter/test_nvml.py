@@ -160,6 +160,11 @@ def test_a_lost_gpu_costs_only_its_own_readings_and_may_come_back(
     assert faults(back) == [("device_back", None)]
 
 
+def test_a_gpu_that_is_lost_from_the_beginning_is_told(clock: VirtualClock) -> None:
+    with pytest.raises(MeterUnavailableError, match="nvml: GPU is lost"):
+        open_meter(Board(uuid="GPU-a", curve=FLAT, lost=[(0.0, 9.0)]))
+
+
 def test_mig_is_said_and_not_split(clock: VirtualClock) -> None:
     meter = open_meter(Board(uuid="GPU-a", curve=FLAT, mig=True), uuids=["MIG-a"])
     (device,) = meter.devices
@@ -177,12 +182,16 @@ def test_gpus_are_chosen_by_uuid(clock: VirtualClock, monkeypatch: pytest.Monkey
     assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-c", "GPU-a"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")  # CUDA's number says nothing about NVML's
     assert len(open_meter(*boards).devices) == 3
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        with pytest.raises(MeterUnavailableError, match="no GPU that this process may use"):
+            open_meter(*boards)
     with pytest.raises(MeterUnavailableError, match="GPU GPU-x: Not Found"):
         open_meter(*boards, uuids=["GPU-x"])
 
 
 def test_no_gpu_and_no_library_say_so(clock: VirtualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MeterUnavailableError, match="shows no GPU"):
+    with pytest.raises(MeterUnavailableError, match="no GPU that this process may use"):
         open_meter()
     simulated.MACHINE = None
     monkeypatch.delenv("SIMULATED_NVML", raising=False)

@@ -53,11 +53,14 @@ def run(tmp_path: Path) -> RunDir:
 
 @pytest.fixture
 def install_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
-    """Puts boards into the machine of all processes that the test starts; their scripts begin now."""
+    """Puts boards into the machine of all processes that the test starts.
+
+    Their scripts begin when the test calls `begin` on what is returned.
+    """
 
     def install(*boards: Board) -> Machine:
-        machine = Machine(list(boards), time.monotonic_ns())
-        monkeypatch.setenv("SIMULATED_NVML", str(machine.save(tmp_path / "machine.json")))
+        machine = Machine(list(boards), None, 0, tmp_path)
+        monkeypatch.setenv("SIMULATED_NVML", str(machine.save()))
         paths = [str(SIMULATED_NVML), os.environ.get("PYTHONPATH", "")]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in paths if p))
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -1,6 +1,7 @@
 """A board with a scripted power curve, and a sensor and a counter that see it as hardware does."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,7 +21,7 @@ class Board:
         gain: what the board's sensor multiplies the truth by.
         resets: times at which the counter starts from 0 again.
         unsupported: names of functions and `field N` that answer NOT_SUPPORTED.
-        stalls: (time, duration): calls made meanwhile return when it ends.
+        hang_file: while it exists, calls do not return.
         lost: (from, to): calls made meanwhile say that the GPU is lost.
     """
 
@@ -35,7 +36,7 @@ class Board:
     power_limit_mw: int = 700_000
     resets: Sequence[float] = ()
     unsupported: Sequence[str] = ()
-    stalls: Sequence[tuple[float, float]] = ()
+    hang_file: str = ""
     lost: Sequence[tuple[float, float]] = ()
     calls: list[str] = field(default_factory=list)
 
@@ -61,11 +62,11 @@ class Board:
             total_j += mean_w * (right_s - left_s)
         return total_j
 
-    def counter_mj(self, t_s: float) -> int:
-        """What the energy counter says."""
+    def counter_mj(self, t_s: float, lead_s: float = 0.0) -> int:
+        """What the energy counter says, having begun to count `lead_s` before the script."""
         reset_s = max((r for r in self.resets if r <= t_s), default=None)
         if reset_s is None:
-            return self.counter_origin_mj + round(1000 * self.gain * self.energy_j(0.0, t_s))
+            return self.counter_origin_mj + round(1000 * self.gain * self.energy_j(-lead_s, t_s))
         return round(1000 * self.gain * self.energy_j(reset_s, t_s))
 
     def refreshed_s(self, t_s: float) -> float:
@@ -78,21 +79,48 @@ class Board:
         return round(1000 * self.gain * self.energy_j(end_s - window_s, end_s) / window_s)
 
 
+UNTIL_BEGUN_S = 1e6
+
+
 @dataclass
 class Machine:
-    """The boards, and when their scripts began."""
+    """The boards, and when their scripts begin: at `origin_mono_ns`, or when `begin` is called.
+
+    Before that, power is what it is at the beginning of the script, and counters count it.
+    """
 
     boards: list[Board]
-    origin_mono_ns: int
+    origin_mono_ns: int | None = 0
+    loaded_mono_ns: int = 0
+    folder: Path | None = None
 
-    def save(self, path: Path) -> Path:
+    def begin(self) -> None:
+        """Begin the scripts now, in every process that has loaded this machine."""
+        assert self.folder is not None
+        self.origin_mono_ns = time.monotonic_ns()
+        part = self.folder / "begin.part"
+        part.write_text(str(self.origin_mono_ns))
+        part.rename(self.folder / "begin")
+
+    def times_s(self, mono_ns: int) -> tuple[float, float]:
+        """Script time, and how long before the script's beginning the counters were 0."""
+        if self.origin_mono_ns is None and self.folder and (self.folder / "begin").exists():
+            self.origin_mono_ns = int((self.folder / "begin").read_text())
+        lead_s = UNTIL_BEGUN_S
+        if self.origin_mono_ns is not None:
+            lead_s = (self.origin_mono_ns - self.loaded_mono_ns) / 1e9
+        return (mono_ns - self.loaded_mono_ns) / 1e9 - lead_s, lead_s
+
+    def save(self) -> Path:
         """Write what `load` reads."""
+        assert self.folder is not None
         boards = [{k: v for k, v in vars(b).items() if k != "calls"} for b in self.boards]
-        path.write_text(json.dumps({"origin_mono_ns": self.origin_mono_ns, "boards": boards}))
+        path = self.folder / "boards.json"
+        path.write_text(json.dumps(boards))
         return path
 
     @classmethod
     def load(cls, path: Path) -> "Machine":
-        """A machine from a file."""
-        raw = json.loads(path.read_text())
-        return cls([Board(**board) for board in raw["boards"]], raw["origin_mono_ns"])
+        """A machine from a file, its scripts not begun."""
+        boards = [Board(**board) for board in json.loads(path.read_text())]
+        return cls(boards, None, time.monotonic_ns(), path.parent)

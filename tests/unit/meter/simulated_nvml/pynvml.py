@@ -41,15 +41,19 @@ class _Value(ctypes.Union):
 
 def _now_s() -> float:
     assert MACHINE is not None
-    return (clock() - MACHINE.origin_mono_ns) / 1e9
+    return MACHINE.times_s(clock())[0]
+
+
+def _counter_mj(board: Board, t_s: float) -> int:
+    assert MACHINE is not None
+    return board.counter_mj(t_s, MACHINE.times_s(clock())[1])
 
 
 def _enter(board: Board, function: str) -> float:
-    """Count the call, serve stalls and losses, and give the time of the answer."""
+    """Count the call, hang or be lost, and give the time of the answer."""
     board.calls.append(function)
-    for begin_s, duration_s in board.stalls:
-        if begin_s <= _now_s() < begin_s + duration_s:
-            time.sleep(begin_s + duration_s - _now_s())
+    while board.hang_file and Path(board.hang_file).exists():
+        time.sleep(0.01)
     t_s = _now_s()
     if any(begin_s <= t_s < end_s for begin_s, end_s in board.lost):
         raise NVMLError(GPU_IS_LOST)
@@ -125,12 +129,13 @@ def nvmlDeviceGetPowerUsage(board: Board) -> int:
 
 
 def nvmlDeviceGetTotalEnergyConsumption(board: Board) -> int:
-    return board.counter_mj(_enter(board, "nvmlDeviceGetTotalEnergyConsumption"))
+    return _counter_mj(board, _enter(board, "nvmlDeviceGetTotalEnergyConsumption"))
 
 
 def _field(board: Board, t_s: float, field: int, scope: int) -> SimpleNamespace:
     value, kind, code = _Value(), _UNSIGNED, 0
-    dated_s = board.refreshed_s(t_s)
+    assert MACHINE is not None
+    dated_s, lead_s = board.refreshed_s(t_s), MACHINE.times_s(clock())[1]
     board.calls.append(f"field {field}")
     if f"field {field}" in board.unsupported or scope != 0:
         code = NOT_SUPPORTED
@@ -139,13 +144,13 @@ def _field(board: Board, t_s: float, field: int, scope: int) -> SimpleNamespace:
     elif field == 186:
         value.uiVal = board.sensor_mw(t_s, INSTANT_WINDOW_S)
     elif field == 83:
-        value.ullVal, kind, dated_s = board.counter_mj(t_s), _UNSIGNED_LONG_LONG, t_s
+        value.ullVal, kind, dated_s = _counter_mj(board, t_s), _UNSIGNED_LONG_LONG, t_s
     else:
         code = NOT_SUPPORTED
     return SimpleNamespace(
         fieldId=field,
         scopeId=scope,
-        timestamp=0 if code else round(1_700_000_000_000_000 + dated_s * 1e6),
+        timestamp=0 if code else round(1_700_000_000_000_000 + (dated_s + lead_s) * 1e6),
         latencyUsec=100,
         valueType=kind,
         nvmlReturn=code,
