@@ -84,3 +84,20 @@ def lm(
             trust_remote_code=trust_remote_code,
         )
     )
+
+
+@app.command()
+def compare(
+    first: Annotated[
+        str, typer.Argument(help="A run (its student), RUN:teacher, or a folder of results.")
+    ],
+    second: Annotated[
+        str | None, typer.Argument(help="The same; by default the first run's teacher.")
+    ] = None,
+) -> None:
+    """Compare two evaluated models on the same items, pair by pair."""
+    from ekd_nemo.cli.common import table
+    from ekd_nemo.evals.compare import compare_rows, compare_sides, find_side
+
+    sides = find_side(first), find_side(second or first, None if second else "teacher")
+    typer.echo(table(compare_rows(compare_sides(*sides))))
