@@ -1,9 +1,12 @@
 """`python -m ekd_nemo.worker data build`: what the light command `ekd data build` starts."""
 
 import argparse
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,7 +34,8 @@ def main(argv: Sequence[str]) -> None:
     verb.add_argument("--out", required=True, type=Path)
     given = parser.parse_args(argv)
     started_s = time.monotonic()
-    manifest = build(_settings(given.settings), given.out)
+    with _ending_on_signals():
+        manifest = build(_settings(given.settings), given.out)
     console = Console(highlight=False, soft_wrap=True)
     for line in summary(manifest):
         console.print(line, markup=False)
@@ -47,6 +51,21 @@ def summary(manifest: dict[str, Any]) -> list[str]:
         f"{split['loss_tokens']:,} targets, {100 * split['fill']:.1f} % full"
         for name, split in manifest["splits"].items()
     ]
+
+
+@contextmanager
+def _ending_on_signals() -> Generator[None]:
+    """Let SIGTERM and Ctrl-C end the process by way of every clean-up, with the usual exit codes."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _settings(text: str) -> DataBuild:

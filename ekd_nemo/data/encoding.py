@@ -87,15 +87,20 @@ class Encoder:
     def _tokenise(
         self, texts: list[Rendered], *, specials: bool
     ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Token ids and character spans; no spans where no text of the batch needs them."""
         if not texts:
             return []
+        spans_needed = self._answers_only and any(text.answers is not None for text in texts)
         out = self._tokenizer(
-            [r.text for r in texts],
+            [text.text for text in texts],
             add_special_tokens=specials,
-            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_offsets_mapping=spans_needed,
             verbose=False,
         )
         ids = cast("list[list[int]]", out["input_ids"])
+        if not spans_needed:
+            return [(each, []) for each in ids]
         offsets = cast("list[list[tuple[int, int]]]", out["offset_mapping"])
         return list(zip(ids, offsets, strict=True))
 
