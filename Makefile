@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit("make: Python 3.11 or 3.12 is needed; PYTHON=/path/to/python3.11 names one") \
 	  if not (3, 11) <= sys.version_info < (3, 13) else None'
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 	  torch==2.13.0 -e '.[train,eval,report,dev]'
 	@cp constraints.txt $(STAMP)
 	@echo "env: .venv is ready"

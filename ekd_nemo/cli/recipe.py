@@ -1,4 +1,4 @@
-"""`ekd recipe list | show | launch`."""
+"""`ekd recipe list | show | launch`; what a command needs is imported when it runs, so that help is fast."""
 
 import shlex
 from pathlib import Path
@@ -7,11 +7,7 @@ from typing import Annotated
 import typer
 
 from ekd_nemo.cli.common import table
-from ekd_nemo.config.loader import KeyPath
-from ekd_nemo.config.render import render
-from ekd_nemo.config.resolve import ResolvedRecipe, list_recipes, resolve_recipe
 from ekd_nemo.errors import ConfigError, UserError
-from ekd_nemo.records.identity import make_run_id
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List, show and launch recipes."
@@ -29,6 +25,8 @@ Overrides = Annotated[
 @app.command("list")
 def list_command() -> None:
     """List the recipes of ./recipes and those that ship with ekd."""
+    from ekd_nemo.config.resolve import list_recipes, resolve_recipe
+
     rows = [("NAME", "METHOD", "DESCRIPTION")]
     for name, path in list_recipes().items():
         try:
@@ -42,18 +40,18 @@ def list_command() -> None:
 @app.command()
 def show(name: Name, overrides: Overrides = None) -> None:
     """Print a recipe as it resolves, and where each value comes from."""
+    from ekd_nemo.config.render import render
+    from ekd_nemo.config.resolve import resolve_recipe
+    from ekd_nemo.records.identity import make_run_id
+
     resolved = resolve_recipe(name, overrides or ())
     recipe = resolved.recipe
     typer.echo(f"# {resolved.source}")
     typer.echo(f"# run id: {make_run_id(recipe.name, recipe.model_dump(mode='json'), recipe.seed)}")
-    typer.echo(
-        render(recipe.model_dump(mode="json"), comment=lambda path: _origin(resolved, path)),
-        nl=False,
+    text = render(
+        recipe.model_dump(mode="json"), lambda path: resolved.origins.get(path, "default")
     )
-
-
-def _origin(resolved: ResolvedRecipe, path: KeyPath) -> str:
-    return resolved.origins.get(path, "default")
+    typer.echo(text, nl=False)
 
 
 @app.command()
@@ -81,11 +79,8 @@ def launch(
     """Train, export and evaluate as a recipe says; the same call again goes on where it stopped."""
     if not local:
         raise UserError("launch needs --local: launching on a cluster is not supported yet")
-    from ekd_nemo.launch.local import (
-        check_local,
-        launch_local,
-        plan_local,
-    )  # psutil and pyarrow are not for `list` and `show`
+    from ekd_nemo.config.resolve import resolve_recipe
+    from ekd_nemo.launch.local import check_local, launch_local, plan_local
 
     plan = plan_local(
         resolve_recipe(name, overrides or ()), runs=runs, run_id=run_id, new=new, nproc=nproc

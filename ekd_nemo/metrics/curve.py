@@ -12,29 +12,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from ekd_nemo.records.gaps import gap_threshold_s
 from ekd_nemo.units import MJ_PER_J, MW_PER_W, NS_PER_S
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-GAP_FLOOR_S: Final = 2.0
-GAP_PERIODS: Final = 3.0
 _ENDS: Final = 2  # knots that an interval needs
-
-
-def gap_threshold_s(knots_ns: Ints) -> float:
-    """The interval above which two neighbouring samples have a gap between them: max(2 s.
-
-    3 median periods).
-
-    Args:
-        knots_ns: [N] strictly increasing times; with fewer than two there is no period and the
-            floor holds.
-    """
-    if len(knots_ns) < _ENDS:
-        return GAP_FLOOR_S
-    return max(GAP_FLOOR_S, GAP_PERIODS * float(np.median(np.diff(knots_ns))) / NS_PER_S)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +89,8 @@ class EnergyCurve:
         end_ns = min(end_ns, int(self.knots_ns[-1]))
         if end_ns <= start_ns:
             return EMPTY
-        inner = self.knots_ns[(self.knots_ns > start_ns) & (self.knots_ns < end_ns)]
+        first, last = np.searchsorted(self.knots_ns, [start_ns + 1, end_ns])
+        inner = self.knots_ns[first:last]
         knots = np.concatenate(([start_ns], inner, [end_ns])).astype(np.int64)
         interval = np.searchsorted(self.knots_ns, knots[:-1], side="right") - 1
         span = (self.knots_ns[interval + 1] - self.knots_ns[interval]).astype(np.float64)

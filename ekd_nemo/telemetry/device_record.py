@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from ekd_nemo.metrics.curve import Floats, Ints, gap_threshold_s
+from ekd_nemo.records.gaps import gap_threshold_s
 from ekd_nemo.units import MJ_PER_J, MW_PER_W, NS_PER_S
 
 DISAGREEMENT_MIN_S: Final = 60.0
@@ -26,7 +27,7 @@ class DeviceRecord:
     counters: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     has_reset: bool = False
 
-    def knots(self) -> tuple[Ints, Ints]:
+    def knots(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Times and powers in order, repeated times dropped."""
         times, first = np.unique(np.array(self.times_ns, np.int64), return_index=True)
         return times, np.array(self.power_mw, np.int64)[first]
@@ -75,5 +76,5 @@ class DeviceRecord:
         return 100 * (integral_j - counted_j) / counted_j if counted_j > 0 else None
 
 
-def _trapezoid(watts: Floats, times_s: Floats) -> float:
+def _trapezoid(watts: npt.NDArray[np.float64], times_s: npt.NDArray[np.float64]) -> float:
     return float(np.sum((watts[1:] + watts[:-1]) * np.diff(times_s))) / 2

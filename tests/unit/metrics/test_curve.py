@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ekd_nemo.metrics.curve import EMPTY, counter_curve, filled, gap_threshold_s, power_curve
+from ekd_nemo.metrics.curve import EMPTY, counter_curve, filled, power_curve
+from ekd_nemo.records.gaps import gap_threshold_s
 from tests.unit.metrics.synthetic import S
 
 CONSTANT = (lambda t: 250.0, lambda a, b: 250.0 * (b - a))
