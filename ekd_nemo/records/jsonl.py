@@ -17,8 +17,8 @@ KEPT_FAULTS: Final = 100
 class JsonlStore:
     """Appends whole lines, one write call each time; they are the kernel's before `append` returns.
 
-    A torn last line that a killed writer left is closed with a newline first, so that it costs
-    one line only.
+    A torn last line that a killed writer or a full disk left is closed with a newline before the
+    next one, so that it costs one line only.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,8 +27,7 @@ class JsonlStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            self.append_text("\n")
+        self._is_torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
 
     def append(self, lines: Sequence[Line]) -> None:
         """Write the lines, together."""
@@ -36,10 +35,17 @@ class JsonlStore:
             self.append_text("".join(encode(line) + "\n" for line in lines))
 
     def append_text(self, text: str) -> None:
-        """Write text that ends in a newline; raises OSError (a full disk) rather than losing it."""
+        """Write text that ends in a newline.
+
+        Raises: OSError (a full disk), perhaps with a part written; the next call closes that part.
+        """
+        if self._is_torn:
+            text = "\n" + text
         rest = memoryview(text.encode())
         while rest:
-            rest = rest[os.write(self._fd, rest) :]
+            written = os.write(self._fd, rest)
+            self._is_torn = written < len(rest)
+            rest = rest[written:]
 
     def close(self) -> None:
         """Hand the lines to the disk and close."""

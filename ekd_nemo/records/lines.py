@@ -175,6 +175,7 @@ Event = Literal[
     "counter_reset",  # the device's counter fell; detail = from -> to
     "mig",  # the device is split; its figures are the whole GPU's
     "shared",  # another sampler on this node reads the device as well (host devices only)
+    "write_failed",  # lines that a full or broken disk has cost; detail = how many and why
     "bad_mark",  # a datagram on the marks socket that is no mark
 ]
 

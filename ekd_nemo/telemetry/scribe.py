@@ -1,5 +1,6 @@
 """Turns readings into stamped lines and appends them; one for all threads of a sampler."""
 
+import logging
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -22,6 +23,9 @@ from ekd_nemo.records.lines import (
 from ekd_nemo.units import NS_PER_S
 
 REPEATED_FAULT_NS: Final = 60 * NS_PER_S
+
+
+log = logging.getLogger(__name__)
 
 
 class Stamp(TypedDict):
@@ -50,6 +54,8 @@ class Scribe:
         self._quiet_until_ns: dict[tuple[str | None, str, str | None], int] = {}
         self._driver_time_us: dict[str, int] = {}
         self._energy_mj: dict[str, int] = {}
+        self._lost_lines = 0
+        self._lost_reason = ""
         self.repeats_dropped = 0
 
     def stamp(self, at: Instant) -> Stamp:
@@ -63,17 +69,39 @@ class Scribe:
         }
 
     def write(self, lines: Sequence[Line]) -> None:
-        """Append lines together, unless the scribe has been closed."""
+        """Append lines together, unless the scribe has been closed.
+
+        What a full or broken disk does not take is lost; once it takes lines again, the first one
+        says how many.
+        """
         with self._lock:
             if self._open:
-                self._store.append(lines)
+                self._append(lines)
+
+    def _append(self, lines: Sequence[Line]) -> None:
+        lost = self._lost_event()
+        try:
+            self._store.append([*lost, *lines])
+        except OSError as error:
+            if not self._lost_lines:
+                log.error("%s: %s", self._store.path, error.strerror)
+            self._lost_lines += len(lines)
+            self._lost_reason = error.strerror or str(error)
+        else:
+            self._lost_lines = 0
+
+    def _lost_event(self) -> list[Line]:
+        if not self._lost_lines:
+            return []
+        detail = f"{self._lost_lines} lines lost: {self._lost_reason}"
+        return [self.event("write_failed", now(), detail=detail)]
 
     def close(self, last: Sequence[Line]) -> None:
         """Append the last lines; whoever still reads a device writes no more."""
         with self._lock:
             if self._open:
                 self._open = False
-                self._store.append(last)
+                self._append(last)
                 self._store.close()
 
     def power(self, meter: Meter, readings: Iterable[PowerReading | Fault]) -> list[Line]:

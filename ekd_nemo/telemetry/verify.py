@@ -28,7 +28,7 @@ from ekd_nemo.units import NS_PER_S
 UNCOVERED_SHARE: Final = 0.01  # the error budget: coverage of at least 99 %
 UNCOVERED_FLOOR_S: Final = 2.0  # below it a missing stretch is not a gap
 DISAGREEMENT_PCT: Final = 1.0  # counter against integral, at 60 s and more
-PROBLEM_EVENTS: Final = frozenset({"device_lost", "counter_reset", "read_error"})
+PROBLEM_EVENTS: Final = frozenset({"device_lost", "counter_reset", "read_error", "write_failed"})
 
 
 @dataclass(slots=True)
