@@ -96,7 +96,7 @@ def _meters() -> dict[str, str]:
     from ekd_nemo.meter.protocol import MeterUnavailableError
 
     found: dict[str, str] = {}
-    for name in ("nvml", "rapl", "estimate"):
+    for name in ("nvml", "dcgm", "rapl", "hwmon", "estimate"):
         try:
             (meter,) = open_meters(MeterSettings(meter=name)).meters
         except MeterUnavailableError as error:

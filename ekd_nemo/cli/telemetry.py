@@ -30,7 +30,9 @@ def record(
     phase: Annotated[str, typer.Option(help="The phase that the command counts as.")] = (
         "student_train"
     ),
-    meter: Annotated[str, typer.Option(help="auto, nvml, rapl, estimate or replay.")] = "auto",
+    meter: Annotated[
+        str, typer.Option(help="auto, nvml, dcgm, rapl, hwmon, estimate or replay.")
+    ] = "auto",
     uuid: Annotated[
         list[str] | None, typer.Option(help="A GPU to measure; may be repeated. Default: all.")
     ] = None,

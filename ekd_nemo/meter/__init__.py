@@ -1,1 +1,1 @@
-"""Meters: nvml, rapl, estimate and replay behind one protocol."""
+"""Meters: nvml, dcgm, rapl, hwmon, estimate and replay behind one protocol."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ekd_nemo.errors import UserError
+from ekd_nemo.meter.dcgm import DEFAULT_URL, DcgmMeter
 from ekd_nemo.meter.estimate import DEFAULT_IDLE_FRACTION, EstimateMeter
+from ekd_nemo.meter.hwmon import HwmonMeter
 from ekd_nemo.meter.nvml import NvmlMeter
 from ekd_nemo.meter.protocol import Meter, MeterUnavailableError
 from ekd_nemo.meter.rapl import RaplMeter
@@ -14,7 +16,7 @@ from ekd_nemo.meter.replay import ReplayMeter
 from ekd_nemo.records.lines import Role
 
 M = TypeVar("M", bound=Meter)
-METER_NAMES: Final = ("auto", "nvml", "rapl", "estimate", "replay")
+METER_NAMES: Final = ("auto", "nvml", "dcgm", "rapl", "hwmon", "estimate", "replay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,7 @@ class MeterSettings:
     Attributes:
         meter: `auto`, or the one meter to take.
         uuids: GPUs to measure; None: all that the process may use.
+        dcgm_url: the page of a dcgm-exporter, for `dcgm`.
         cpu_tdp_w: TDP of one processor package, for `estimate`; None: its stated default.
         cpu_idle_fraction: share of the TDP drawn when nothing runs, for `estimate`.
         replay_file: the recorded file, for `replay`.
@@ -33,6 +36,7 @@ class MeterSettings:
 
     meter: str = "auto"
     uuids: Sequence[str] | None = None
+    dcgm_url: str = DEFAULT_URL
     cpu_tdp_w: float | None = None
     cpu_idle_fraction: float = DEFAULT_IDLE_FRACTION
     replay_file: Path | None = None
@@ -60,23 +64,30 @@ class OpenMeters:
 
 
 def open_meters(settings: MeterSettings) -> OpenMeters:
-    """Open what the settings ask for; `auto` takes NVML, else RAPL, else the estimate.
+    """Open what the settings ask for.
 
-    With NVML, RAPL is opened beside it where readable, its packages being host devices.
+    `auto` takes NVML, and beside it the processors as host devices where RAPL or a Grace's hwmon
+    can be read; without GPUs the processors by RAPL, else hwmon, else the estimate. DCGM is only
+    taken when asked for: whether an exporter runs, and how often it looks, is the site's business.
     Raises: MeterUnavailableError if a meter asked for by name is not there; UserError for settings
         that no meter accepts.
     """
     if settings.meter == "auto":
         return _open_auto(settings)
-    if settings.meter == "nvml":
-        return OpenMeters([NvmlMeter(uuids=settings.uuids)], "nvml was asked for")
-    if settings.meter == "rapl":
-        return OpenMeters([_rapl(settings)], "rapl was asked for")
-    if settings.meter == "estimate":
-        return OpenMeters([_estimate(settings)], "estimate was asked for")
-    assert settings.replay_file is not None
-    replay = ReplayMeter(settings.replay_file, speed=settings.replay_speed)
-    return OpenMeters([replay], f"replay of {settings.replay_file} was asked for")
+    return OpenMeters([_open_one(settings)], f"{settings.meter} was asked for")
+
+
+def _open_one(settings: MeterSettings) -> Meter:
+    """The meter that was asked for by name."""
+    makers: dict[str, Callable[[], Meter]] = {
+        "nvml": lambda: NvmlMeter(uuids=settings.uuids),
+        "dcgm": lambda: DcgmMeter(url=settings.dcgm_url, uuids=settings.uuids),
+        "rapl": lambda: RaplMeter(node=settings.node),
+        "hwmon": lambda: HwmonMeter(node=settings.node),
+        "estimate": lambda: _estimate(settings),
+        "replay": lambda: _replay(settings),
+    }
+    return makers[settings.meter]()
 
 
 def _open_auto(settings: MeterSettings) -> OpenMeters:
@@ -85,22 +96,24 @@ def _open_auto(settings: MeterSettings) -> OpenMeters:
     if nvml is None and settings.uuids:
         raise MeterUnavailableError(f"GPUs were asked for by UUID, but {why[0]}")
     role: Role = "accelerator" if nvml is None else "host"
-    rapl = _try(lambda: _rapl(settings, role), why)
-    meters: list[Meter] = [meter for meter in (nvml, rapl) if meter is not None]
+    host: Meter | None = _try(lambda: RaplMeter(role=role, node=settings.node), why)
+    host = host or _try(lambda: HwmonMeter(role=role, node=settings.node), why)
+    meters: list[Meter] = [meter for meter in (nvml, host) if meter is not None]
     if not meters:
         meters.append(_estimate(settings))
     taken = " and ".join(meter.name for meter in meters)
     return OpenMeters(meters, "; ".join([*why, f"auto took {taken}"]))
 
 
-def _rapl(settings: MeterSettings, role: Role = "accelerator") -> RaplMeter:
-    return RaplMeter(role=role, node=settings.node)
-
-
 def _estimate(settings: MeterSettings) -> EstimateMeter:
     return EstimateMeter(
         tdp_w=settings.cpu_tdp_w, idle_fraction=settings.cpu_idle_fraction, node=settings.node
     )
+
+
+def _replay(settings: MeterSettings) -> ReplayMeter:
+    assert settings.replay_file is not None
+    return ReplayMeter(settings.replay_file, speed=settings.replay_speed)
 
 
 def _try(make: Callable[[], M], why: list[str]) -> M | None:

@@ -8,7 +8,14 @@ import pytest
 from ekd_nemo.errors import UserError
 from ekd_nemo.meter import choose, nvml, rapl
 from ekd_nemo.meter.choose import MeterSettings, open_meters
+from ekd_nemo.meter.dcgm import DcgmMeter
+from ekd_nemo.meter.estimate import EstimateMeter
+from ekd_nemo.meter.hwmon import HwmonMeter
+from ekd_nemo.meter.nvml import NvmlMeter
+from ekd_nemo.meter.rapl import RaplMeter
+from ekd_nemo.meter.replay import ReplayMeter
 from tests.unit.meter.simulated_nvml import pynvml as simulated
+from tests.unit.meter.test_hwmon import make_grace
 from tests.unit.meter.test_rapl import make_zone
 
 
@@ -19,7 +26,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.delenv("SIMULATED_NVML", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert rapl.RaplMeter.__init__.__kwdefaults__["tree"] == rapl.POWERCAP
-    monkeypatch.setitem(rapl.RaplMeter.__init__.__kwdefaults__, "tree", tmp_path)
+    for kind in (RaplMeter, HwmonMeter):
+        monkeypatch.setitem(kind.__init__.__kwdefaults__, "tree", tmp_path)
     yield tmp_path
     simulated.MACHINE = None
 
@@ -44,6 +52,9 @@ def test_auto_takes_what_is_there(bare: Path) -> None:
     add_gpu()
     assert names_and_roles(auto) == [("nvml", "accelerator"), ("rapl", "host")]
     assert open_meters(auto).why == "auto took nvml and rapl"
+    (bare / "intel-rapl:0" / "name").write_text("none")
+    make_grace(bare, 0)
+    assert names_and_roles(auto) == [("nvml", "accelerator"), ("hwmon", "host")]
 
 
 def test_a_meter_asked_for_is_not_replaced_by_another(bare: Path) -> None:
@@ -57,7 +68,7 @@ def test_a_meter_asked_for_is_not_replaced_by_another(bare: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"meter": "dcmg"}, "meter 'dcmg' is unknown; one of auto, nvml, rapl, estimate, replay"),
+        ({"meter": "dcmg"}, "meter 'dcmg' is unknown; one of auto, nvml, dcgm, rapl, hwmon, est"),
         ({"meter": "replay"}, "go together"),
         ({"replay_file": Path("x")}, "go together"),
         ({"cpu_tdp_w": 0.0}, "above 0 W"),
@@ -70,4 +81,5 @@ def test_settings_that_no_meter_accepts(settings: dict[str, object], says: str) 
 
 
 def test_names_are_those_of_the_meters() -> None:
-    assert choose.METER_NAMES == ("auto", "nvml", "rapl", "estimate", "replay")
+    classes = (NvmlMeter, DcgmMeter, RaplMeter, HwmonMeter, EstimateMeter, ReplayMeter)
+    assert ("auto", *(kind.name for kind in classes)) == choose.METER_NAMES
