@@ -60,7 +60,7 @@ class StepCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
             monitor=None,
             save_last=False,
-            save_top_k=1,
+            save_top_k=-1,
             every_n_train_steps=interval,
             always_save_context=False,
             save_context_on_train_end=False,
@@ -80,3 +80,11 @@ class StepCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
         with self._phases.phase("checkpoint"):
             super()._save_checkpoint(trainer, filepath)
+            self._remove_older(trainer)
+
+    def _remove_older(self, trainer: Any) -> None:
+        # Lightning forgets over a restart which checkpoint it has to remove next. Rank 0 looks, so
+        # that all ranks, which meet in each removal, remove the same.
+        older = [str(path) for path in finished_checkpoints(Path(str(self.dirpath)))[:-1]]
+        for path in trainer.strategy.broadcast(older):
+            self._remove_checkpoint(trainer, path)

@@ -17,14 +17,20 @@ class StopOnSignal(pl.Callback):
     """Ends training after the step in which any rank was asked to stop; all ranks agree on it.
 
     The checkpoint callback then saves, as at any end. Collectives: one maximum of one integer a
-    step where there are several ranks. Installed before Lightning looks, so that its own handler
-    of SIGTERM, which would cut the step short, stays out.
+    step where there are several ranks.
     """
 
     def __init__(self) -> None:
         """Take over the signals from now on."""
         self.received: str | None = None
         self.stopped_at: int | None = None
+        self._take_over()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back from Lightning, whose handler of SIGTERM cuts the step short."""
+        self._take_over()
+
+    def _take_over(self) -> None:
         for each in SIGNALS:
             signal.signal(each, self._note)
 
