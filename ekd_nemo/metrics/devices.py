@@ -71,33 +71,33 @@ class Device:
         return curve.covered_s(start_ns, end_ns)
 
 
-def devices_of(series: Mapping[SeriesKey, Series]) -> list[Device]:
-    """The devices of a run, by node, boot and UUID; a device seen by two samplers is one device.
+def device_keys(series: Mapping[SeriesKey, Series]) -> dict[tuple[str, str], list[SeriesKey]]:
+    """The series of each device, by boot id and UUID: a device seen by two samplers is one device."""
+    groups: dict[tuple[str, str], list[SeriesKey]] = defaultdict(list)
+    for key in sorted(series):
+        groups[key.boot_id, key.uuid].append(key)
+    return groups
+
+
+def device_of(keys: Sequence[SeriesKey], series: Mapping[SeriesKey, Series]) -> Device:
+    """One device from all its series.
 
     Counters compare only within one sampler, so each sampler gives a curve of its own; where several cover the same
     time the first one (by sampler id) counts.
     """
-    groups: dict[tuple[str, str], list[SeriesKey]] = defaultdict(list)
-    for key in sorted(series):
-        groups[key.boot_id, key.uuid].append(key)
-    devices = [_device(keys, [series[key] for key in keys]) for keys in groups.values()]
-    return sorted(devices, key=lambda d: (d.clock.node, d.clock.boot_id, d.uuid))
-
-
-def _device(keys: Sequence[SeriesKey], parts: Sequence[Series]) -> Device:
+    parts = [series[key] for key in keys]
     lines = [part.device for part in parts if part.device is not None]
     flags: set[str] = set()
     power, counter = EMPTY, EMPTY
     for part in parts:
         power = filled(power, _power_of(part, flags))
-        curve, resets = counter_curve(part.counter_ns, part.counter_mj)
+        curve, resets = counter_curve(*part.samples("e_mj"))
         if resets:
             flags.add("counter_reset")
         counter = filled(counter, curve)
     if _is_stuck(counter, power):
         flags.add("counter_stuck")
         counter = EMPTY
-    best = filled(counter, power)
     return Device(
         keys[0].uuid,
         Clock(keys[0].node, keys[0].boot_id),
@@ -106,7 +106,7 @@ def _device(keys: Sequence[SeriesKey], parts: Sequence[Series]) -> Device:
         weakest(part.source for part in parts) or "measured",
         power,
         counter,
-        best,
+        filled(counter, power),
         _watts([line.idle_power_mw for line in lines]),
         _watts([line.power_limit_mw for line in lines]),
         tuple(sorted(flags | _mig_flags(lines))),
@@ -116,11 +116,13 @@ def _device(keys: Sequence[SeriesKey], parts: Sequence[Series]) -> Device:
 def _power_of(part: Series, flags: set[str]) -> EnergyCurve:
     """The power curve of one sampler: the average power, or the instant one, flagged, where there is no other."""
     since_before = part.device is not None and part.device.p_avg_window_ms is None
-    if len(part.power_ns):
-        return power_curve(part.power_ns, part.power_mw, since_before)
-    if len(part.instant_ns):
+    average = part.samples("p_avg_mw")
+    if len(average.at_ns):
+        return power_curve(average.at_ns, average.value, since_before)
+    instant = part.samples("p_inst_mw")
+    if len(instant.at_ns):
         flags.add("instant_power")
-    return power_curve(part.instant_ns, part.instant_mw)
+    return power_curve(instant.at_ns, instant.value)
 
 
 def _is_stuck(counter: EnergyCurve, power: EnergyCurve) -> bool:

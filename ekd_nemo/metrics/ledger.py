@@ -1,13 +1,18 @@
 """The ledger: energy by device, attempt, phase and step range. Derived; can always be rebuilt from the records."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ekd_nemo.metrics.curve import EMPTY
-from ekd_nemo.metrics.devices import Clock, Device, Reconciliation, devices_of, reconcile
+from ekd_nemo.metrics.devices import (
+    Clock,
+    Device,
+    Reconciliation,
+    device_keys,
+    device_of,
+    reconcile,
+)
 from ekd_nemo.metrics.ledger_rows import LedgerRow, device_rows
 from ekd_nemo.metrics.marks import RankKey, RankMarks, rank_marks, read_marks
 from ekd_nemo.metrics.phase_time import Window, windows_of
@@ -54,7 +59,7 @@ def ledger_of_run(run: RunDir) -> Ledger:
 
     Raises: OSError if a file cannot be read. Files that are absent give a ledger without rows.
     """
-    telemetry = read_telemetry(run.power_files())
+    telemetry = read_telemetry([*run.power_files(), *run.segment_files()])
     return build_ledger(telemetry, read_marks(run.marks_files(), telemetry.report))
 
 
@@ -73,7 +78,7 @@ def build_ledger(telemetry: Telemetry, marks: Mapping[RankKey, Sequence[MarkLine
         flags.add("torn_lines")
     if telemetry.report.bad:
         flags.add("bad_lines")
-    for device in _all_devices(devices_of(telemetry.series), ranks):
+    for device in _devices(telemetry, ranks):
         here = windows.get(device.clock.boot_id, ())
         if not here:
             continue
@@ -82,6 +87,7 @@ def build_ledger(telemetry: Telemetry, marks: Mapping[RankKey, Sequence[MarkLine
             flags.update(device.flags)
             parts = [reconcile(device, w.run_start_ns, w.run_end_ns) for w in here]
             reconciliation[device.clock.boot_id, device.uuid] = _summed(parts)
+    rows.sort(key=lambda row: (row.node, row.boot_id, row.uuid, row.attempt, row.start_ns))
     flags.update(_summed(list(reconciliation.values())).flags)
     return Ledger(
         tuple(rows), windows, reconciliation, ranks, tuple(sorted(flags)), telemetry.report
@@ -126,28 +132,27 @@ def _sampler_extents(telemetry: Telemetry) -> list[tuple[str, int, int]]:
     """Boot, first and last sample of each sampler."""
     extents: dict[tuple[str, str], tuple[int, int]] = {}
     for key, series in telemetry.series.items():
-        times = np.concatenate((series.power_ns, series.counter_ns))
-        if not len(times):
+        found = series.extent()
+        if found is None:
             continue
-        first, last = extents.get((key.boot_id, key.sampler), (int(times[0]), int(times[0])))
-        extents[key.boot_id, key.sampler] = (
-            min(first, int(times.min())),
-            max(last, int(times.max())),
-        )
+        first, last = extents.get((key.boot_id, key.sampler), found)
+        extents[key.boot_id, key.sampler] = (min(first, found[0]), max(last, found[1]))
     return [(boot, first, last) for (boot, _), (first, last) in sorted(extents.items())]
 
 
-def _all_devices(devices: list[Device], ranks: Sequence[RankMarks]) -> list[Device]:
-    """The sampled devices, and those that ranks occupied without any sample of them."""
-    known = {(device.clock.boot_id, device.uuid) for device in devices}
+def _devices(telemetry: Telemetry, ranks: Sequence[RankMarks]) -> Iterator[Device]:
+    """The sampled devices, one at a time, then those that ranks occupied without any sample of them."""
+    keys = device_keys(telemetry.series)
+    for members in keys.values():
+        yield device_of(members, telemetry.series)
     unseen = {
         (rank.key.boot_id, uuid): rank.key.clock
         for rank in ranks
         for uuid in rank.key.uuids
-        if (rank.key.boot_id, uuid) not in known
+        if (rank.key.boot_id, uuid) not in keys
     }
-    blanks = [_unsampled(uuid, clock) for (_, uuid), clock in sorted(unseen.items())]
-    return sorted([*devices, *blanks], key=lambda d: (d.clock.node, d.clock.boot_id, d.uuid))
+    for (_, uuid), clock in sorted(unseen.items()):
+        yield _unsampled(uuid, clock)
 
 
 def _unsampled(uuid: str, clock: Clock) -> Device:

@@ -84,6 +84,10 @@ class RunDir:
         """All samplers' files, sorted by name."""
         return sorted(self.telemetry.glob("power-*.jsonl"))
 
+    def segment_files(self) -> list[Path]:
+        """Samplers' files that were packed into Parquet segments, sorted by name."""
+        return sorted(self.telemetry.glob("power-*.parquet"))
+
     def marks_files(self) -> list[Path]:
         """All ranks' marks, sorted by name."""
         return sorted(self.telemetry.glob("marks-*.jsonl"))
