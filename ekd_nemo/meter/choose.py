@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from ekd_nemo.errors import UserError
-from ekd_nemo.meter.dcgm import DEFAULT_URL, DcgmMeter
 from ekd_nemo.meter.estimate import DEFAULT_IDLE_FRACTION, EstimateMeter
 from ekd_nemo.meter.hwmon import HwmonMeter
 from ekd_nemo.meter.nvml import NvmlMeter
@@ -15,6 +14,7 @@ from ekd_nemo.meter.rapl import RaplMeter
 from ekd_nemo.meter.replay import ReplayMeter
 from ekd_nemo.records.lines import Role
 
+DCGM_URL: Final = "http://127.0.0.1:9400/metrics"  # where a dcgm-exporter shows its page by default
 M = TypeVar("M", bound=Meter)
 METER_NAMES: Final = ("auto", "nvml", "dcgm", "rapl", "hwmon", "estimate", "replay")
 
@@ -36,7 +36,7 @@ class MeterSettings:
 
     meter: str = "auto"
     uuids: Sequence[str] | None = None
-    dcgm_url: str = DEFAULT_URL
+    dcgm_url: str = DCGM_URL
     cpu_tdp_w: float | None = None
     cpu_idle_fraction: float = DEFAULT_IDLE_FRACTION
     replay_file: Path | None = None
@@ -81,7 +81,7 @@ def _open_one(settings: MeterSettings) -> Meter:
     """The meter that was asked for by name."""
     makers: dict[str, Callable[[], Meter]] = {
         "nvml": lambda: NvmlMeter(uuids=settings.uuids),
-        "dcgm": lambda: DcgmMeter(url=settings.dcgm_url, uuids=settings.uuids),
+        "dcgm": lambda: _dcgm(settings),
         "rapl": lambda: RaplMeter(node=settings.node),
         "hwmon": lambda: HwmonMeter(node=settings.node),
         "estimate": lambda: _estimate(settings),
@@ -109,6 +109,12 @@ def _estimate(settings: MeterSettings) -> EstimateMeter:
     return EstimateMeter(
         tdp_w=settings.cpu_tdp_w, idle_fraction=settings.cpu_idle_fraction, node=settings.node
     )
+
+
+def _dcgm(settings: MeterSettings) -> Meter:
+    from ekd_nemo.meter.dcgm import DcgmMeter  # HTTP and a parser that no other sampler needs
+
+    return DcgmMeter(url=settings.dcgm_url, uuids=settings.uuids)
 
 
 def _replay(settings: MeterSettings) -> ReplayMeter:

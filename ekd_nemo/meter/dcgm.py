@@ -30,7 +30,6 @@ from ekd_nemo.records.clock import Instant, now
 from ekd_nemo.records.lines import Source
 from ekd_nemo.units import MW_PER_W
 
-DEFAULT_URL: Final = "http://127.0.0.1:9400/metrics"
 TIMEOUT_S: Final = 2.0
 PAGE_LIMIT_BYTES: Final = 16 << 20
 SCRAPE_PERIOD_S: Final = 1.0
@@ -78,7 +77,7 @@ class DcgmMeter:
     source: Source = "measured"
     exhausted: bool = False
 
-    def __init__(self, *, url: str = DEFAULT_URL, uuids: Sequence[str] | None = None) -> None:
+    def __init__(self, *, url: str, uuids: Sequence[str] | None = None) -> None:
         """Read the page once."""
         if urlsplit(url).scheme not in ("http", "https"):
             raise MeterUnavailableError(f"dcgm: {url}: an http or https address is needed")

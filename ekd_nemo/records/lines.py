@@ -50,7 +50,13 @@ class TelemetryLine(Line):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartLine(TelemetryLine):
-    """The first line of a sampler."""
+    """The first line of a sampler.
+
+    Attributes:
+        why: why these meters were taken.
+        wall_synchronised: whether something disciplines the node's wall clock; None: not told.
+        wall_max_error_us: the kernel's bound on the wall clock's error; None while nothing does.
+    """
 
     kind = "start"
     pid: int
@@ -59,6 +65,8 @@ class StartLine(TelemetryLine):
     code_version: str
     meters: Sequence[str]
     why: str
+    wall_synchronised: bool | None = None
+    wall_max_error_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +184,7 @@ Event = Literal[
     "mig",  # the device is split; its figures are the whole GPU's
     "shared",  # another sampler on this node reads the device as well (host devices only)
     "write_failed",  # lines that a full or broken disk has cost; detail = how many and why
+    "clock_step",  # somebody set the wall clock, by duration_ns; detail = forwards or backwards
     "bad_mark",  # a datagram on the marks socket that is no mark
 ]
 

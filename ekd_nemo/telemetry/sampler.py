@@ -40,6 +40,7 @@ from ekd_nemo.telemetry.ownership import (
 from ekd_nemo.telemetry.reader import MeterReader
 from ekd_nemo.telemetry.scribe import Scribe
 from ekd_nemo.telemetry.settings import SamplerSettings, from_arguments, make_parser
+from ekd_nemo.telemetry.wall_clock import StepDetector, read_wall_clock
 from ekd_nemo.telemetry.watch import Watch
 
 NS_PER_MS: Final = 1_000_000
@@ -66,6 +67,7 @@ class SamplerProcess:
         self._scribe = Scribe(store, node=self._node, sampler=self.sampler)
         self._scribe.write([*self._first_lines(), *self._shared_lines(shared)])
         self._startup_cpu_us = 0
+        self._steps = StepDetector(now())
         self._selector = selectors.DefaultSelector()
         self._watch = Watch(settings.linger_s)
         self._wake_read, self._wake_write = socket.socketpair()
@@ -98,6 +100,7 @@ class SamplerProcess:
         return owned, shared
 
     def _first_lines(self) -> list[Line]:
+        clock = read_wall_clock()
         start = StartLine(
             **self._scribe.stamp(now()),
             pid=os.getpid(),
@@ -106,6 +109,8 @@ class SamplerProcess:
             code_version=ekd_nemo.__version__,
             meters=[meter.name for meter in self._opened.meters],
             why=self._opened.why,
+            wall_synchronised=None if clock is None else clock.is_synchronised,
+            wall_max_error_us=None if clock is None else clock.max_error_us,
         )
         return [
             start,
@@ -215,7 +220,16 @@ class SamplerProcess:
         line = self._scribe.host(
             psutil.cpu_percent(), memory.total - memory.available, memory.total
         )
-        self._scribe.write([line])
+        self._scribe.write([line, *self._clock_lines()])
+
+    def _clock_lines(self) -> list[Line]:
+        """An event if the wall clock was set in the last second."""
+        at = now()
+        step_ns = self._steps.step_ns(at)
+        if not step_ns:
+            return []
+        way = "forwards" if step_ns > 0 else "backwards"
+        return [self._scribe.event("clock_step", at, duration_ns=abs(step_ns), detail=way)]
 
     def _finish(self, reason: str) -> int:
         """Last readings, stop line, exit code; a driver that hangs is not waited for."""

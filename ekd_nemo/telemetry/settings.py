@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ekd_nemo.errors import UserError
-from ekd_nemo.meter.choose import METER_NAMES, MeterSettings
-from ekd_nemo.meter.dcgm import DEFAULT_URL
+from ekd_nemo.meter.choose import DCGM_URL, METER_NAMES, MeterSettings
 from ekd_nemo.meter.estimate import DEFAULT_IDLE_FRACTION
 
 PERIODS_MS: Final = range(10, 60_001)
@@ -62,7 +61,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--node", help="this node's name (default: Slurm's, else the host's)")
     parser.add_argument("--meter", choices=METER_NAMES, default="auto")
     parser.add_argument("--uuid", action="append", help="a GPU to measure; may be repeated")
-    parser.add_argument("--dcgm-url", default=DEFAULT_URL, help="a dcgm-exporter's page, for dcgm")
+    parser.add_argument("--dcgm-url", default=DCGM_URL, help="a dcgm-exporter's page, for dcgm")
     parser.add_argument("--cpu-tdp-w", type=float, help="TDP of one package, for estimate")
     parser.add_argument("--cpu-idle-fraction", type=float, default=DEFAULT_IDLE_FRACTION)
     parser.add_argument("--replay-file", type=Path, help="a recorded power file, for replay")
