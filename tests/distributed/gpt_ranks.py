@@ -98,3 +98,19 @@ def folder_logits(
         out = logits(filled(source, tensor, pipeline), tokens)
         found.append(None if out is None else out[..., : source.architecture.vocab_size].clone())
     return found
+
+
+def save_folders(rank: int, world_size: int, folders: list[Path], out: Path) -> None:
+    """Save models as Megatron does to out/NAME/tpN and out/NAME/ppN, at TP and PP of all ranks."""
+    from megatron.core import dist_checkpointing, parallel_state
+
+    for tensor, pipeline in ((world_size, 1), (1, world_size)):
+        start_parallel(tensor, pipeline)
+        for folder in folders:
+            model = filled(FolderSource(folder), tensor, pipeline)
+            layout = f"tp{tensor}" if tensor > 1 else f"pp{pipeline}"
+            weights = out / folder.name / layout / "weights"
+            weights.mkdir(parents=True, exist_ok=True)
+            dist.barrier()
+            dist_checkpointing.save(model.sharded_state_dict(prefix="module."), str(weights))
+        parallel_state.destroy_model_parallel()
