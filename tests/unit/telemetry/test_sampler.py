@@ -94,6 +94,33 @@ def test_energy_and_faults_of_simulated_gpus(
     assert record.lines[-1] is stop
 
 
+@pytest.mark.slow
+def test_a_minute_of_eight_gpus_is_right_and_cheap(
+    run: RunDir, install_gpus: Install, gpu_uuid: str
+) -> None:
+    swings = [(float(t), 150.0 + 500.0 * (t // 3 % 2)) for t in range(1, 61)]
+    boards = [
+        Board(uuid=f"{gpu_uuid}-{n}", curve=[(0.0, 150.0), *swings], gain=0.95 + 0.02 * n)
+        for n in range(8)
+    ]
+    machine = install_gpus(*boards)
+    with Sampler(run, SamplerSettings()):
+        machine.begin()
+        time.sleep(62.0)
+    assert machine.origin_mono_ns is not None
+    record = read_record(run)
+    for board in boards:
+        power = record.of(PowerLine, board.uuid)
+        points = [(x.t_mono_ns, x.p_avg_mw) for x in power if x.p_avg_mw is not None]
+        integral_j = sum((t1 - t0) * (p0 + p1) / 2e12 for (t0, p0), (t1, p1) in pairwise(points))
+        window = [(t - machine.origin_mono_ns) / 1e9 for t in (points[0][0], points[-1][0])]
+        # the error budget: 1 % at 60 s; the board's gain is its own and stays in both
+        assert integral_j == pytest.approx(board.gain * board.energy_j(*window), rel=0.01)
+    (stop,) = record.of(StopLine)
+    own_us = stop.cpu_user_us + stop.cpu_system_us - stop.startup_cpu_us - stop.driver_cpu_us
+    assert own_us < 0.01 * 62e6  # below 1 % of a core, by the kernel's account
+
+
 def test_a_stall_is_a_gap_with_an_event(run: RunDir, install_gpus: Install, gpu_uuid: str) -> None:
     hang_file = run.path.with_name("hang")
     install_gpus(Board(uuid=gpu_uuid, curve=[(0.0, 300.0)], hang_file=str(hang_file)))
