@@ -1,5 +1,7 @@
 """The exporter: what it tells of a run's growing files, and that Prometheus can read it."""
 
+import json
+import re
 import shutil
 import signal
 import socket
@@ -27,11 +29,12 @@ from ekd_nemo.records.lines import (
     StepMark,
 )
 from ekd_nemo.records.rundir import RunDir
-from ekd_nemo.telemetry.exporter import serving
+from ekd_nemo.telemetry.exporter import RunsCollector, serving
 from ekd_nemo.telemetry.follow import Follower
 from ekd_nemo.telemetry.live import LiveRun
 from tests.unit.telemetry.conftest import wait_for
 
+DASHBOARD = Path(__file__).parents[3] / "slurm" / "grafana-dashboard.json"
 S = 10**9
 BEGIN_NS = time.time_ns() - 100 * S
 
@@ -232,6 +235,20 @@ def test_serve_beside_a_recording(served: int) -> None:
     found = scrape(served)
     assert {labels["source"] for labels, _ in found["ekd_power_watts"]} == {"estimated"}
     assert {labels["phase"] for labels, _ in found["ekd_rank_phase"]} == {"student_train"}
+
+
+def test_the_dashboard_asks_for_what_is_served(tmp_path: Path) -> None:
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ekd_\w+", target["expr"])
+    }
+    assert len(asked) >= 10
+    families = RunsCollector(tmp_path).collect()
+    served = {f.name + ("_total" if f.type == "counter" else "") for f in families}
+    assert asked <= served
 
 
 def free_port() -> int:
