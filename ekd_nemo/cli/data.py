@@ -1,17 +1,14 @@
-"""`ekd data`: shards from documents. The building is done by a worker process."""
+"""`ekd data`: shards from documents. The building is done by a worker process.
+
+What a command needs is imported when it runs, so that help is fast.
+"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ekd_nemo.cli.common import run_worker
-from ekd_nemo.config.data import DataBuild
-from ekd_nemo.config.loader import KeyPath, load_document, load_value
-from ekd_nemo.config.overrides import apply_override, set_origins
-from ekd_nemo.config.validation import validate
-from ekd_nemo.errors import ConfigError
-from ekd_nemo.sources.manifest import shards_ready
 
 app = typer.Typer(
     help="Build packed shards from documents.",
@@ -19,8 +16,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_KINDS = ("hub", "jsonl", "python-docs")
-_SOURCE_HELP = (
+SOURCE_HELP = (
     "python-docs, jsonl:FILE or hub:NAME, then ,key=value as in hub:NAME,split=train,weight=0.5"
 )
 
@@ -34,7 +30,7 @@ def _group() -> None:
 def build(
     out: Annotated[Path, typer.Option(help="Folder of the shards; must not hold others.")],
     config: Annotated[Path | None, typer.Option(help="YAML with the keys of a build.")] = None,
-    source: Annotated[list[str] | None, typer.Option(help=_SOURCE_HELP)] = None,
+    source: Annotated[list[str] | None, typer.Option(help=SOURCE_HELP)] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder or hub id.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens of a sample.")] = None,
     template: Annotated[str | None, typer.Option(help="none or chat.")] = None,
@@ -48,6 +44,9 @@ def build(
 
     Shards that are there with the same settings are kept; with other settings they are refused.
     """
+    from ekd_nemo.sources.manifest import shards_ready
+    from ekd_nemo.sources.options import build_from_options
+
     options = {
         "tokenizer": tokenizer,
         "sequence_length": sequence_length,
@@ -57,56 +56,9 @@ def build(
         "max_documents": max_documents,
         "seed": seed,
     }
-    settings = _settings(config, source or [], options, set_ or [])
+    settings = build_from_options(config, source or [], options, set_ or [])
     if shards_ready(out, settings):
         typer.echo(f"{out}: kept, built with the same settings")
         return
     settings_json = settings.model_dump_json()
     run_worker(["data", "build", "--settings", settings_json, "--out", str(out)])
-
-
-def _settings(
-    config: Path | None, sources: list[str], options: dict[str, Any], overrides: list[str]
-) -> DataBuild:
-    data: dict[str, Any] = {}
-    origins: dict[KeyPath, str] = {}
-    if config is not None:
-        document = load_document(config)
-        data = document.data
-        origins = {key: f"{config}:{line}" for key, line in document.lines.items()}
-    given = {key: value for key, value in options.items() if value is not None}
-    if sources:
-        given["sources"] = [parse_source(text) for text in sources]
-    for key, value in given.items():
-        data[key] = value
-        option = "source" if key == "sources" else key.replace("_", "-")
-        set_origins(origins, (key,), value, f"--{option}")
-    for text in overrides:
-        apply_override(data, origins, text)
-
-    def place(key: KeyPath) -> str:
-        known = [key[:n] for n in range(len(key), 0, -1) if key[:n] in origins]
-        return origins[known[0]] if known else str(config or "ekd data build")
-
-    return validate(DataBuild, data, place, "the build")
-
-
-def parse_source(text: str) -> dict[str, Any]:
-    """A source as it is written on the command line: `KIND[:NAME][,key=value]...`.
-
-    Raises:
-        ConfigError: for an unknown kind, or a part that is not key=value.
-    """
-    head, *pairs = text.split(",")
-    kind, _, name = head.partition(":")
-    if kind not in _KINDS or (name == "") != (kind == "python-docs"):
-        raise ConfigError(f"--source {text}: accepted: {_SOURCE_HELP}")
-    source: dict[str, Any] = {"kind": kind}
-    if name:
-        source |= {"paths": [name]} if kind == "jsonl" else {"name": name}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--source {text}: '{pair}' is not key=value")
-        source[key] = load_value(value, f"--source {text}")
-    return source

@@ -25,6 +25,9 @@ LLAMA3_SCALING = {
 }
 # Megatron pads the vocabulary to a multiple of this times the tensor-parallel size.
 VOCAB_MULTIPLE = 128
+CONFIG_FILE = "config.json"
+# Where a Megatron checkpoint that was imported here keeps config.json and tokenizer of its model.
+CHECKPOINT_ASSETS = Path("context") / "hf"
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,8 @@ def read_architecture(folder: Path | str) -> Architecture:
     """Read the decoder's numbers from a Hugging Face folder.
 
     Args:
-        folder: holds `config.json`; nothing else is read.
+        folder: holds `config.json`; nothing else is read. Of a Megatron checkpoint it is the
+            config.json in `context/hf`.
 
     Raises:
         CheckpointError: the folder or file is missing, not JSON, or not a covered decoder.
@@ -151,7 +155,8 @@ def read_architecture(folder: Path | str) -> Architecture:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; a Hugging Face model folder is accepted")
-    file = folder / "config.json"
+    kept = folder / CHECKPOINT_ASSETS / CONFIG_FILE
+    file = kept if kept.is_file() else folder / CONFIG_FILE
     return architecture_of(_read_json(file), str(file))
 
 
@@ -275,7 +280,7 @@ def _refuse_what_is_not_covered(config: Mapping[str, Any], where: str) -> None:
 
 def _rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     # transformers 5 writes `rope_parameters`, earlier ones `rope_scaling` and `rope_theta`.
-    value = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    value: object = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return cast("Mapping[str, Any]", value)
 
 

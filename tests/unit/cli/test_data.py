@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from ekd_nemo.cli.app import main
-from ekd_nemo.cli.data import parse_source
 from ekd_nemo.config.data import DataBuild
 from ekd_nemo.errors import ConfigError
+from ekd_nemo.sources.options import parse_source
 
 
 @pytest.fixture
