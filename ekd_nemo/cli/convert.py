@@ -43,6 +43,9 @@ def export(
         str | None,
         typer.Option(help="Folder or hub id with config and tokenizer of this decoder."),
     ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the tokenizer; default: --like.")
+    ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Store in; default: as trained.")] = None,
 ) -> None:
     """Write a checkpoint of any TP and PP as a Hugging Face folder, without a GPU.
@@ -57,6 +60,7 @@ def export(
         )
     argv = ["convert", "export", str(checkpoint), str(out)]
     argv += [f"--like={like}"] if like is not None else []
+    argv += [f"--tokenizer={tokenizer}"] if tokenizer is not None else []
     argv += ["--dtype", dtype.value] if dtype is not None else []
     run_worker(argv)
 

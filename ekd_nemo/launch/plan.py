@@ -186,9 +186,15 @@ def _train_step(recipe: Recipe, run: RunDir, world_size: int) -> Step:
 
 
 def _export_step(recipe: Recipe, run: RunDir) -> Step:
-    """The export of the last checkpoint, with the tokenizer of the model that the student comes from."""
-    like = recipe.student.init.path or (recipe.teacher.path if recipe.teacher else "")
-    words = (argument(last_checkpoint(recipe, run)), argument(run.hf), f"--like={like}")
+    """The export of the last checkpoint, with the tokenizer of the model that the student comes from.
+
+    A student at random comes from a config.json alone: its tokenizer is the teacher's.
+    """
+    init, teacher = recipe.student.init, recipe.teacher
+    like = init.path or (teacher.path if teacher else "")
+    words = [argument(last_checkpoint(recipe, run)), argument(run.hf), f"--like={like}"]
+    if init.source == "random" and teacher is not None:
+        words.append(f"--tokenizer={teacher.path}")
     argv = _worker("convert", "export", *words)
     products = (run.hf / "config.json",)
     return Step(

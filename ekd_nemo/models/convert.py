@@ -13,11 +13,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ekd_nemo.config.architecture import Architecture, read_architecture
+from ekd_nemo.config.architecture import (
+    CHECKPOINT_ASSETS,
+    CONFIG_FILE,
+    Architecture,
+    read_architecture,
+)
 from ekd_nemo.errors import CheckpointError
 from ekd_nemo.models.convert_checkpoint import CheckpointReader
 from ekd_nemo.models.convert_folder import (
-    CONFIG_FILE,
     copy_tokenizer,
     write_assets,
     write_config,
@@ -25,9 +29,6 @@ from ekd_nemo.models.convert_folder import (
 )
 from ekd_nemo.models.weights.folder import FolderSource, resolve_folder
 from ekd_nemo.models.weights.parts import hf_layer_prefix, layer_parts, top_parts
-
-# Config and tokenizer of a checkpoint's model, beside NeMo's own context.
-ASSETS = Path("context") / "hf"
 
 _log = logging.getLogger("ekd")
 
@@ -37,6 +38,7 @@ def export_checkpoint(
     out_dir: Path | str,
     *,
     architecture: Architecture | None = None,
+    like: Path | str | None = None,
     tokenizer_from: Path | str | None = None,
     dtype: str | None = None,
 ) -> Path:
@@ -47,10 +49,11 @@ def export_checkpoint(
     Args:
         checkpoint_dir: as NeMo writes it, or its `weights` subfolder.
         out_dir: folder to make; must not exist.
-        architecture: the decoder; None takes it from the checkpoint's `context/hf`, or from
-            `tokenizer_from` with the depth of the checkpoint.
+        architecture: the decoder; None takes it from `like`, with the depth of the checkpoint.
+        like: Hugging Face folder or hub id; None takes `tokenizer_from`, and without that what the
+            checkpoint says itself (`context/hf`).
         tokenizer_from: Hugging Face folder or hub id whose tokenizer, token ids and generation
-            config are copied; None takes the checkpoint's `context/hf`.
+            config are copied; None takes those of `like`.
         dtype: float32, bfloat16 or float16; None keeps the dtype of the checkpoint.
 
     Returns:
@@ -62,16 +65,17 @@ def export_checkpoint(
     """
     out = _absent(Path(out_dir))
     reader = CheckpointReader(checkpoint_dir)
-    like = _assets(reader, tokenizer_from)
-    arch = architecture or _architecture(like, reader, given=tokenizer_from is not None)
+    config = _config_folder(reader, like or tokenizer_from)
+    tokenizer = config if tokenizer_from is None else _described(resolve_folder(tokenizer_from))
+    arch = architecture or read_architecture(config).with_layers(reader.num_layers)
     if reader.num_layers != arch.num_layers:
         raise CheckpointError(
             f"{reader.folder}: holds {reader.num_layers} layers, the decoder has {arch.num_layers}"
         )
     with _sibling(out) as folder:
-        copy_tokenizer(like, folder)
+        copy_tokenizer(tokenizer, folder)
         stored = write_weights(folder, hf_tensors(reader, arch), arch, dtype)
-        write_config(folder, arch, like, stored)
+        write_config(folder, arch, tokenizer, stored)
     _log.info("%s: exported from %s in %s", out, reader.folder, stored)
     return out
 
@@ -107,26 +111,27 @@ def import_checkpoint(source_dir: Path | str, out_dir: Path | str) -> Path:
     source = FolderSource(source_dir)
     with _sibling(out) as folder:
         convert_nemo.write_checkpoint(folder, source)
-        write_assets(folder / ASSETS, source.architecture, source.folder)
+        write_assets(folder / CHECKPOINT_ASSETS, source.architecture, source.folder)
     _log.info("%s: imported from %s", out, source.folder)
     return out
 
 
-def _assets(reader: CheckpointReader, given: Path | str | None) -> Path:
+def _config_folder(reader: CheckpointReader, given: Path | str | None) -> Path:
     if given is not None:
-        return resolve_folder(str(given))
-    folder = reader.folder.parent / ASSETS
+        return _described(resolve_folder(given))
+    folder = reader.folder.parent / CHECKPOINT_ASSETS
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{reader.folder.parent}: does not say which decoder it is (no "
-            f"{ASSETS}/{CONFIG_FILE}); name a Hugging Face folder like it (--like FOLDER)"
+            f"{CHECKPOINT_ASSETS}/{CONFIG_FILE}); name a Hugging Face folder like it (--like FOLDER)"
         )
     return folder
 
 
-def _architecture(like: Path, reader: CheckpointReader, given: bool) -> Architecture:
-    arch = read_architecture(like)
-    return arch.with_layers(reader.num_layers) if given else arch
+def _described(folder: Path) -> Path:
+    """The folder itself, or for an imported checkpoint its config and tokenizer."""
+    kept = folder / CHECKPOINT_ASSETS
+    return kept if kept.is_dir() else folder
 
 
 def _absent(out: Path) -> Path:

@@ -177,12 +177,21 @@ def find_weights(folder: Path) -> Path:
         raise CheckpointError(
             f"{folder}: no such folder; a Megatron distributed checkpoint is accepted"
         )
-    for candidate in (folder / WEIGHTS, folder):
+    for candidate in _candidates(folder):
         if (candidate / METADATA).is_file():
             return candidate
     raise CheckpointError(
         f"{folder}: not a Megatron distributed checkpoint (no {METADATA} in it or in {WEIGHTS}/)"
     )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the folder, or `weights` in it, looks like a distributed checkpoint."""
+    return any((candidate / METADATA).is_file() for candidate in _candidates(folder))
+
+
+def _candidates(folder: Path) -> tuple[Path, Path]:
+    return folder / WEIGHTS, folder
 
 
 def read_metadata(file: Path) -> dcp_metadata.Metadata:

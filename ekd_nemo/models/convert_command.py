@@ -18,7 +18,8 @@ def main(argv: Sequence[str]) -> None:
     """Import or export one model.
 
     Args:
-        argv: `import SOURCE OUT` or `export CHECKPOINT OUT [--like FOLDER] [--dtype DTYPE]`.
+        argv: `import SOURCE OUT` or `export CHECKPOINT OUT [--like FOLDER]
+            [--tokenizer FOLDER] [--dtype DTYPE]`.
 
     Raises:
         CheckpointError: see `import_checkpoint` and `export_checkpoint`.
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     exporting.add_argument("checkpoint", type=Path)
     exporting.add_argument("out", type=Path)
     exporting.add_argument("--like")
+    exporting.add_argument("--tokenizer")
     exporting.add_argument("--dtype", choices=sorted(DTYPES))
     given = parser.parse_args(argv)
     started_s = time.monotonic()
@@ -40,5 +42,11 @@ def main(argv: Sequence[str]) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
         import_checkpoint(given.source, given.out)
     else:
-        export_checkpoint(given.checkpoint, given.out, tokenizer_from=given.like, dtype=given.dtype)
+        export_checkpoint(
+            given.checkpoint,
+            given.out,
+            like=given.like,
+            tokenizer_from=given.tokenizer,
+            dtype=given.dtype,
+        )
     sys.stdout.write(f"{given.out}: {given.verb}ed in {time.monotonic() - started_s:.1f} s\n")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.architecture import CONFIG_FILE, Architecture
 from ekd_nemo.errors import CheckpointError
 from ekd_nemo.models.weights.folder import INDEX_FILE, SINGLE_FILE
 from ekd_nemo.models.weights.source import tensor_shapes
@@ -29,7 +29,6 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 GENERATION_FILE = "generation_config.json"
-CONFIG_FILE = "config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ekd_nemo.backend import cpu
-from ekd_nemo.config.architecture import VOCAB_MULTIPLE, Architecture
-from ekd_nemo.models.convert_folder import CONFIG_FILE, TOKENIZER_FILES
+from ekd_nemo.config.architecture import CONFIG_FILE, VOCAB_MULTIPLE, Architecture
+from ekd_nemo.models.convert_folder import TOKENIZER_FILES
 from ekd_nemo.models.weights.folder import FolderSource
 from ekd_nemo.models.weights.load import load_weights
 from ekd_nemo.models.weights.megatron import transformer_kwargs

@@ -28,6 +28,7 @@ from ekd_nemo.models.checkpointing import (
     remove_unfinished,
 )
 from ekd_nemo.models.config import decoder_config
+from ekd_nemo.models.convert_source import open_source
 from ekd_nemo.models.datamodule import PackedDataModule
 from ekd_nemo.models.distill import DistillModel, ResponseModel, SftModel
 from ekd_nemo.models.optimizer import optimizer_module
@@ -121,7 +122,7 @@ def student_source(recipe: Recipe, student: Architecture) -> TensorSource:
         return RandomSource(student, recipe.seed)
     if init.source == "checkpoint":
         assert init.path is not None
-        return FolderSource(init.path)
+        return open_source(init.path)
     assert recipe.teacher is not None
     assert init.keep_layers is not None
     return LayerSubsetSource(FolderSource(recipe.teacher.path), init.keep_layers)

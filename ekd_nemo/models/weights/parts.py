@@ -66,6 +66,10 @@ class Part(Protocol):
         """Hugging Face tensors from the parameter of all ranks together."""
         ...
 
+    def names(self, arch: Architecture, prefix: str) -> list[str]:
+        """The Hugging Face tensors that `split` gives."""
+        ...
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -80,6 +84,10 @@ class Whole:
     def split(self, full: Tensor, arch: Architecture, prefix: str) -> dict[str, Tensor]:
         """[H]."""
         return {prefix + self.name: full}
+
+    def names(self, arch: Architecture, prefix: str) -> list[str]:
+        """One norm."""
+        return [prefix + self.name]
 
 
 @dataclass(frozen=True)
@@ -99,22 +107,31 @@ class Columns:
         """[H, in]."""
         return {prefix + self.name: full}
 
+    def names(self, arch: Architecture, prefix: str) -> list[str]:
+        """One matrix."""
+        return [prefix + self.name]
+
 
 @dataclass(frozen=True)
 class GateUp:
     """The gate's rows of a rank above the up projection's rows of the same rank."""
 
-    names: tuple[str, str] = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+    gate: str = "mlp.gate_proj.weight"
+    up: str = "mlp.up_proj.weight"
 
     def read(self, source: TensorSource, prefix: str, rank: Rank) -> Tensor:
         """[2 F / TP, H]."""
         rows = rank.share(source.architecture.ffn_size)
-        return torch.cat([source.get_rows(prefix + name, *rows) for name in self.names])
+        names = self.names(source.architecture, prefix)
+        return torch.cat([source.get_rows(name, *rows) for name in names])
 
     def split(self, full: Tensor, arch: Architecture, prefix: str) -> dict[str, Tensor]:
         """[2 F, H], all gates above all up projections, as checkpoints store it."""
-        gate, up = full.chunk(2)
-        return {prefix + self.names[0]: gate, prefix + self.names[1]: up}
+        return dict(zip(self.names(arch, prefix), full.chunk(2), strict=True))
+
+    def names(self, arch: Architecture, prefix: str) -> list[str]:
+        """Gate and up projection."""
+        return [prefix + self.gate, prefix + self.up]
 
 
 @dataclass(frozen=True)
@@ -128,7 +145,7 @@ class Qkv:
         arch = source.architecture
         first, last = rank.share(arch.num_kv_groups)
         pieces: list[Tensor] = []
-        for name, width in zip(self._names(prefix), _group_rows(arch), strict=True):
+        for name, width in zip(self.names(arch, prefix), _group_rows(arch), strict=True):
             rows = source.get_rows(name, first * width, last * width)
             pieces.append(rows.unflatten(0, (last - first, width)))
         return torch.cat(pieces, dim=1).flatten(0, 1)
@@ -137,10 +154,11 @@ class Qkv:
         """[G * (Q + 2) * D, H] for weights, without H for biases."""
         groups = full.unflatten(0, (arch.num_kv_groups, -1))
         pieces = groups.split(_group_rows(arch), dim=1)
-        names = self._names(prefix)
+        names = self.names(arch, prefix)
         return {name: piece.flatten(0, 1) for name, piece in zip(names, pieces, strict=True)}
 
-    def _names(self, prefix: str) -> list[str]:
+    def names(self, arch: Architecture, prefix: str) -> list[str]:
+        """Query, key and value."""
         return [f"{prefix}self_attn.{letter}_proj.{self.kind}" for letter in "qkv"]
 
 
@@ -167,6 +185,10 @@ class VocabRows:
     def split(self, full: Tensor, arch: Architecture, prefix: str) -> dict[str, Tensor]:
         """[padded V, H]; padding is dropped."""
         return {self.hf_name(arch): full[: arch.vocab_size]}
+
+    def names(self, arch: Architecture, prefix: str) -> list[str]:
+        """Embedding or head."""
+        return [self.hf_name(arch)]
 
     def hf_name(self, arch: Architecture) -> str:
         """The stored tensor: a tied head is the embedding."""

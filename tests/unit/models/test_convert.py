@@ -14,11 +14,12 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ekd_nemo.config.architecture import Architecture, read_architecture
+from ekd_nemo.config.architecture import CHECKPOINT_ASSETS, Architecture, read_architecture
 from ekd_nemo.errors import CheckpointError
-from ekd_nemo.models.convert import ASSETS, export_checkpoint, hf_tensors, import_checkpoint
+from ekd_nemo.models.convert import export_checkpoint, hf_tensors, import_checkpoint
 from ekd_nemo.models.convert_checkpoint import CheckpointReader
 from ekd_nemo.models.convert_folder import WeightsWriter, write_assets
+from ekd_nemo.models.convert_source import CheckpointSource, open_source
 from ekd_nemo.models.weights import FolderSource, tensor_shapes
 from ekd_nemo.models.weights.parts import Rank, hf_layer_prefix, layer_parts, top_parts
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_that_says_what_it_is_needs_no_other_folder(
 ) -> None:
     with pytest.raises(CheckpointError, match=r"does not say which decoder .*--like FOLDER"):
         export_checkpoint(checkpoint, tmp_path / "out")
-    write_assets(checkpoint / ASSETS, ARCH, model_folder)
+    write_assets(checkpoint / CHECKPOINT_ASSETS, ARCH, model_folder)
     assert_same_weights(export_checkpoint(checkpoint, tmp_path / "out"), model_folder)
 
 
@@ -263,3 +264,38 @@ def test_a_folder_without_a_tokenizer_is_refused(
     with pytest.raises(CheckpointError, match=r"holds no tokenizer"):
         export_checkpoint(checkpoint, tmp_path / "out", tokenizer_from=model_folder)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_a_source_of_tensors(
+    checkpoint: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json: no such file"):
+        open_source(checkpoint)
+    write_assets(checkpoint / CHECKPOINT_ASSETS, ARCH, model_folder)
+    source = open_source(checkpoint)
+    assert isinstance(source, CheckpointSource)
+    assert source.architecture == ARCH
+    for name, tensor in load_file(model_folder / "model.safetensors").items():
+        assert torch.equal(source.get(name), tensor)
+        assert torch.equal(source.get_rows(name, 1, 3), tensor[1:3])
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(source.get_columns(name, 1, 3), source.get(name)[:, 1:3])
+    with pytest.raises(CheckpointError, match="holds no tensor other"):
+        source.get("other")
+    write_assets(checkpoint / CHECKPOINT_ASSETS, ARCH.with_layers(4), model_folder)
+    with pytest.raises(CheckpointError, match="holds 3 layers, its config.json says 4"):
+        open_source(checkpoint)
+    assert isinstance(open_source(model_folder), FolderSource)
+
+
+def test_config_and_tokenizer_from_two_folders(
+    checkpoint: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text(json.dumps(ARCH.to_hf_config()))
+    with pytest.raises(CheckpointError, match="bare: holds no tokenizer"):
+        export_checkpoint(checkpoint, tmp_path / "out", like=bare)
+    out = export_checkpoint(checkpoint, tmp_path / "out", like=bare, tokenizer_from=model_folder)
+    assert (out / "tokenizer.json").is_file()
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 2
