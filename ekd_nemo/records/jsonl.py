@@ -47,6 +47,10 @@ class JsonlStore:
             self._is_torn = written < len(rest)
             rest = rest[written:]
 
+    def size_bytes(self) -> int:
+        """Of the file now."""
+        return os.fstat(self._fd).st_size
+
     def close(self) -> None:
         """Hand the lines to the disk and close."""
         if self._fd >= 0:
@@ -103,7 +107,7 @@ def _split(path: Path) -> Iterator[bytes]:
                 line = file.readline(LINE_MAX_BYTES)
 
 
-def _is_torn(line: bytes) -> bool:
+def is_torn(line: bytes) -> bool:
     """Whether a line that does not parse is the beginning of one: an object never closed."""
     return line.startswith(b"{") and not line.rstrip().endswith(b"}")
 
@@ -119,7 +123,7 @@ def read_objects(path: Path, report: ReadReport) -> Iterator[dict[str, Any]]:
         try:
             raw = decode_object(line)
         except BadLineError as error:
-            report.note(path, number, str(error), torn=_is_torn(line))
+            report.note(path, number, str(error), torn=is_torn(line))
             continue
         report.lines += 1
         yield raw
@@ -137,7 +141,7 @@ def read_lines(path: Path, report: ReadReport) -> Iterator[Line]:
         try:
             record = parse_object(decode_object(line))
         except BadLineError as error:
-            report.note(path, number, str(error), torn=_is_torn(line))
+            report.note(path, number, str(error), torn=is_torn(line))
             continue
         report.lines += 1
         yield record

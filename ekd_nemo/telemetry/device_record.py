@@ -1,5 +1,6 @@
 """What one sampler recorded of one device, and whether it hangs together."""
 
+from array import array
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,6 +10,8 @@ import numpy.typing as npt
 from ekd_nemo.records.gaps import gap_threshold_s
 from ekd_nemo.units import MJ_PER_J, MW_PER_W, NS_PER_S
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 DISAGREEMENT_MIN_S: Final = 60.0
 
 
@@ -22,15 +25,33 @@ class DeviceRecord:
     sampler: str
     meter: str = "?"
     source: str = "?"
-    times_ns: list[int] = field(default_factory=list[int])
-    power_mw: list[int] = field(default_factory=list[int])
+    times_ns: "array[int]" = field(default_factory=lambda: array("q"))
+    power_mw: "array[int]" = field(default_factory=lambda: array("q"))
     counters: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     has_reset: bool = False
 
-    def knots(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def add_sample(self, t_ns: int, p_avg_mw: int | None, p_inst_mw: int | None) -> None:
+        """One sample: the average power, else the instant one."""
+        power_mw = p_avg_mw if p_avg_mw is not None else p_inst_mw
+        if power_mw is not None:
+            self.times_ns.append(t_ns)
+            self.power_mw.append(power_mw)
+
+    def add_power(self, times_ns: Floats, average_mw: Floats, instant_mw: Floats) -> None:
+        """Samples as columns; what is missing is NaN."""
+        power_mw = np.where(np.isnan(average_mw), instant_mw, average_mw)
+        known = ~np.isnan(power_mw)
+        self.times_ns.frombytes(times_ns[known].astype(np.int64).tobytes())
+        self.power_mw.frombytes(power_mw[known].astype(np.int64).tobytes())
+
+    def add_counters(self, times_ns: Floats, energy_mj: Floats) -> None:
+        """Counter readings as columns."""
+        self.counters += zip(times_ns.tolist(), energy_mj.tolist(), strict=True)
+
+    def knots(self) -> tuple[Ints, Ints]:
         """Times and powers in order, repeated times dropped."""
-        times, first = np.unique(np.array(self.times_ns, np.int64), return_index=True)
-        return times, np.array(self.power_mw, np.int64)[first]
+        times, first = np.unique(np.frombuffer(self.times_ns, np.int64), return_index=True)
+        return times, np.frombuffer(self.power_mw, np.int64)[first]
 
     def covered(self) -> list[tuple[int, int]]:
         """Stretches of time [ns] without a gap between samples."""

@@ -16,7 +16,7 @@ class Follower:
     is read again from its beginning. What is no record is passed over and counted.
 
     Args:
-        path: may be absent at first.
+        path: may be absent at first; may be set anew when the file is renamed.
         ends_bytes: when the file is longer than twice this at the first look, only so much of its
             beginning and its end is read; None reads all.
     """

@@ -88,7 +88,7 @@ class LiveRun:
         self.devices: dict[tuple[str, str], LiveDevice] = {}
         self.ranks: dict[int, LiveRank] = {}
         self.newest_ns = 0
-        self._followers: dict[str, Follower] = {}
+        self._followers: dict[int, Follower] = {}
 
     def refresh(self) -> None:
         """Take in what has been written since the last call."""
@@ -102,10 +102,18 @@ class LiveRun:
         self._forget_before(self.newest_ns - round(WINDOW_S * NS_PER_S))
 
     def _follow(self) -> Iterator[Follower]:
-        for path in self.run.power_files():
-            yield self._followers.setdefault(path.name, Follower(path, ends_bytes=ENDS_BYTES))
-        for path in self.run.marks_files():
-            yield self._followers.setdefault(path.name, Follower(path))
+        """One follower a file; by inode, for a sampler renames a file that has become long."""
+        for path, ends_bytes in (
+            *((path, ENDS_BYTES) for path in self.run.power_files()),
+            *((path, None) for path in self.run.marks_files()),
+        ):
+            try:
+                inode = path.stat().st_ino
+            except FileNotFoundError:
+                continue  # packed since it was listed
+            follower = self._followers.setdefault(inode, Follower(path, ends_bytes=ends_bytes))
+            follower.path = path
+            yield follower
 
     def _take_telemetry(self, line: Line) -> None:
         if not isinstance(line, DeviceLine | PowerLine | CounterLine | StateLine):

@@ -22,7 +22,7 @@ from ekd_nemo.telemetry.settings import SamplerSettings
 
 READY_TIMEOUT_S: Final = 60.0
 EXIT_TIMEOUT_S: Final = 2.0
-STOP_TIMEOUT_S: Final = 15.0
+STOP_TIMEOUT_S: Final = 30.0
 LOG_TAIL_CHARS: Final = 2000
 
 log = logging.getLogger(__name__)

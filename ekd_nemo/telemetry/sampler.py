@@ -38,6 +38,7 @@ from ekd_nemo.telemetry.ownership import (
     receive,
 )
 from ekd_nemo.telemetry.reader import MeterReader
+from ekd_nemo.telemetry.rolling import Packer
 from ekd_nemo.telemetry.scribe import Scribe
 from ekd_nemo.telemetry.settings import SamplerSettings, from_arguments, make_parser
 from ekd_nemo.telemetry.wall_clock import StepDetector, read_wall_clock
@@ -46,6 +47,7 @@ from ekd_nemo.telemetry.watch import Watch
 NS_PER_MS: Final = 1_000_000
 NS_PER_US: Final = 1_000
 US_PER_S: Final = 1_000_000
+MIB: Final = 1 << 20
 HOST_PERIOD_S: Final = 1.0
 JOIN_TIMEOUT_S: Final = 3.0
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -66,6 +68,7 @@ class SamplerProcess:
         store = JsonlStore(run.power(self._node))
         self._scribe = Scribe(store, node=self._node, sampler=self.sampler)
         self._scribe.write([*self._first_lines(), *self._shared_lines(shared)])
+        self._packer = Packer(store.path)
         self._startup_cpu_us = 0
         self._steps = StepDetector(now())
         self._selector = selectors.DefaultSelector()
@@ -112,10 +115,10 @@ class SamplerProcess:
             wall_synchronised=None if clock is None else clock.is_synchronised,
             wall_max_error_us=None if clock is None else clock.max_error_us,
         )
-        return [
-            start,
-            *(self._scribe.device(m, d) for m in self._opened.meters for d in m.devices),
-        ]
+        return [start, *self._device_lines()]
+
+    def _device_lines(self) -> list[Line]:
+        return [self._scribe.device(m, d) for m in self._opened.meters for d in m.devices]
 
     def _shared_lines(self, shared: Sequence[str]) -> list[Line]:
         detail = "another sampler on this node reads it too: its energy is in both records"
@@ -221,6 +224,9 @@ class SamplerProcess:
             psutil.cpu_percent(), memory.total - memory.available, memory.total
         )
         self._scribe.write([line, *self._clock_lines()])
+        if self._scribe.size_bytes() > self._settings.roll_mib * MIB:
+            self._scribe.roll(self._device_lines())
+        self._packer.poke()
 
     def _clock_lines(self) -> list[Line]:
         """An event if the wall clock was set in the last second."""
@@ -249,6 +255,7 @@ class SamplerProcess:
         self._scribe.close([*last, self._stop_line(reason)])
         for held in (*self._owned, self._marks):  # a successor waits for the last one
             held.close()
+        self._packer.finish()
         if last:
             os._exit(EXIT_OK)  # a thread inside the driver would keep the interpreter from ending
         for meter in self._opened.meters:

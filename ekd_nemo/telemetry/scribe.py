@@ -20,6 +20,7 @@ from ekd_nemo.records.lines import (
     PowerLine,
     StateLine,
 )
+from ekd_nemo.telemetry.rolling import next_part
 from ekd_nemo.units import NS_PER_S
 
 REPEATED_FAULT_NS: Final = 60 * NS_PER_S
@@ -95,6 +96,19 @@ class Scribe:
             return []
         detail = f"{self._lost_lines} lines lost: {self._lost_reason}"
         return [self.event("write_failed", now(), detail=detail)]
+
+    def roll(self, head: Sequence[Line]) -> None:
+        """Set the file aside as its next part and go on in a new one, which begins with `head`."""
+        full = self._store
+        with self._lock:
+            full.path.rename(next_part(full.path))
+            self._store = JsonlStore(full.path)
+            self._append(head)
+        full.close()
+
+    def size_bytes(self) -> int:
+        """Of the growing file."""
+        return self._store.size_bytes()
 
     def close(self, last: Sequence[Line]) -> None:
         """Append the last lines; whoever still reads a device writes no more."""

@@ -20,6 +20,7 @@ class SamplerSettings:
     Attributes:
         until_pids: processes to follow, beside whoever sends marks.
         linger_s: how long after their end to go on.
+        roll_mib: size at which the growing file is set aside and packed.
     """
 
     meters: MeterSettings = field(default_factory=MeterSettings)
@@ -27,12 +28,15 @@ class SamplerSettings:
     counter_period_ms: int = 1000
     until_pids: Sequence[int] = ()
     linger_s: float = 10.0
+    roll_mib: float = 64.0
 
     def __post_init__(self) -> None:
         """Refuse periods that no meter serves."""
         for name in ("power_period_ms", "counter_period_ms"):
             if getattr(self, name) not in PERIODS_MS:
                 raise UserError(f"{name} must be in 10..60000, got {getattr(self, name)}")
+        if self.roll_mib <= 0:
+            raise UserError(f"roll_mib must be above 0, got {self.roll_mib}")
 
     def argv(self) -> list[str]:
         """The options of the sampler process that say the same."""
@@ -48,6 +52,7 @@ class SamplerSettings:
             ("--power-period-ms", self.power_period_ms),
             ("--counter-period-ms", self.counter_period_ms),
             ("--linger-s", self.linger_s),
+            ("--roll-mib", self.roll_mib),
             *(("--uuid", uuid) for uuid in meters.uuids or ()),
             *(("--until-pid", pid) for pid in self.until_pids),
         ]
@@ -70,6 +75,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--counter-period-ms", type=int, default=1000)
     parser.add_argument("--until-pid", type=int, action="append", default=[])
     parser.add_argument("--linger-s", type=float, default=10.0)
+    parser.add_argument("--roll-mib", type=float, default=64.0)
     return parser
 
 
@@ -93,4 +99,5 @@ def from_arguments(args: argparse.Namespace) -> SamplerSettings:
         counter_period_ms=args.counter_period_ms,
         until_pids=args.until_pid,
         linger_s=args.linger_s,
+        roll_mib=args.roll_mib,
     )

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ekd_nemo.records.jsonl import ReadReport, read_lines
+from ekd_nemo.records.jsonl import ReadReport, is_torn, read_lines
 from ekd_nemo.records.lines import (
     CounterLine,
     DeviceLine,
     EventLine,
+    Line,
     MarkLine,
     PhaseBegin,
     PhaseEnd,
@@ -21,7 +22,9 @@ from ekd_nemo.records.lines import (
     StartLine,
     StopLine,
 )
+from ekd_nemo.records.parse import BadLineError, decode_object, parse_object
 from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.records.segments import Segment, SegmentSeries
 from ekd_nemo.telemetry.device_record import DeviceRecord
 from ekd_nemo.units import NS_PER_S
 
@@ -60,9 +63,11 @@ def verify_run(run: RunDir) -> Verdict:
     """
     run.require()
     verdict = Verdict()
-    for path in run.power_files():
-        _read_power(path, verdict)
-    if not run.power_files():
+    telemetry = _Telemetry(verdict)
+    for path in (*run.power_files(), *run.segment_files()):
+        telemetry.read(path)
+    telemetry.judge()
+    if not (run.power_files() or run.segment_files()):
         verdict.problems.append(f"{run.telemetry}: no power-*.jsonl: nothing was sampled")
     for path in run.marks_files():
         _read_marks(path, verdict)
@@ -78,53 +83,84 @@ def verify_run(run: RunDir) -> Verdict:
     return verdict
 
 
-def _read_power(path: Path, verdict: Verdict) -> None:
-    """One node's file: its devices, samplers and events."""
-    report = verdict.files.setdefault(path, ReadReport())
-    devices: dict[tuple[str, str], DeviceRecord] = {}
-    samplers: dict[str, set[str]] = defaultdict(set)
-    seen: Counter[tuple[str, str, str]] = Counter()
-    for line in read_lines(path, report):
+class _Telemetry:
+    """What the samplers' files hold together: devices, samplers and events."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+        self.devices: dict[tuple[str, str], DeviceRecord] = {}
+        self.samplers: dict[str, set[str]] = defaultdict(set)
+        self.events: Counter[tuple[str, str, str, str]] = Counter()
+
+    def read(self, path: Path) -> None:
+        """Take in one file, JSON lines or segment."""
+        report = self.verdict.files.setdefault(path, ReadReport())
+        if path.suffix == ".jsonl":
+            for line in read_lines(path, report):
+                self._take(line)
+            return
+        segment = Segment(path)
+        for group, series in enumerate(segment.series):
+            report.lines += segment.rows(group)
+            if series.kind in (PowerLine.kind, CounterLine.kind):
+                device = self._device(*(text or "" for text in _identity(series)))
+                device.meter, device.source = series.meter or "?", series.source or "?"
+                if series.kind == PowerLine.kind:
+                    names = ("t_mono_ns", "p_avg_mw", "p_inst_mw")
+                    columns = segment.read(group, names)
+                    device.add_power(*(columns.column(name).to_numpy() for name in names))
+                else:
+                    names = ("t_mono_ns", "e_mj")
+                    columns = segment.read(group, names)
+                    device.add_counters(*(columns.column(name).to_numpy() for name in names))
+        for number, text in enumerate(segment.texts(), start=1):
+            try:
+                self._take(parse_object(decode_object(text.encode())))
+            except BadLineError as error:
+                report.lines -= 1
+                report.note(path, number, str(error), torn=is_torn(text.encode()))
+
+    def _device(self, node: str, boot_id: str, uuid: str, sampler: str) -> DeviceRecord:
+        return self.devices.setdefault((uuid, sampler), DeviceRecord(node, boot_id, uuid, sampler))
+
+    def _take(self, line: Line) -> None:
         if isinstance(line, PowerLine | CounterLine | DeviceLine):
-            key = (line.uuid, line.sampler)
-            if key not in devices:
-                devices[key] = DeviceRecord(line.node, line.boot_id, line.uuid, line.sampler)
-            _add(devices[key], line)
+            device = self._device(line.node, line.boot_id, line.uuid, line.sampler)
+            device.meter, device.source = line.meter, line.source
+            if isinstance(line, CounterLine):
+                device.counters.append((line.t_mono_ns, line.e_mj))
+            elif isinstance(line, PowerLine):
+                device.add_sample(line.t_mono_ns, line.p_avg_mw, line.p_inst_mw)
         elif isinstance(line, StartLine | StopLine):
-            samplers[line.sampler].add(line.kind)
+            self.samplers[line.sampler].add(line.kind)
         elif isinstance(line, EventLine):
-            seen[line.event, line.uuid or "", line.detail or ""] += 1
-            if line.event == "counter_reset" and (line.uuid or "", line.sampler) in devices:
-                devices[line.uuid or "", line.sampler].has_reset = True
-    verdict.devices += devices.values()
-    _judge_samplers(path, samplers, {device.sampler for device in devices.values()}, verdict)
-    for (event, uuid, detail), count in seen.items():
-        text = " ".join(part for part in (f"{path.name}: {event}", uuid, detail) if part)
-        times = f" ({count} times)" if count > 1 else ""
-        (verdict.problems if event in PROBLEM_EVENTS else verdict.notes).append(text + times)
+            self.events[line.node, line.event, line.uuid or "", line.detail or ""] += 1
+            if line.event == "counter_reset":
+                self._device(
+                    line.node, line.boot_id, line.uuid or "", line.sampler
+                ).has_reset = True
+
+    def judge(self) -> None:
+        """Put devices, problems and notes into the verdict."""
+        self.verdict.devices += self.devices.values()
+        _judge_samplers(self.samplers, set(sampler for _, sampler in self.devices), self.verdict)
+        for (node, event, uuid, detail), count in self.events.items():
+            text = " ".join(part for part in (f"{node}: {event}", uuid, detail) if part)
+            times = f" ({count} times)" if count > 1 else ""
+            is_problem = event in PROBLEM_EVENTS
+            (self.verdict.problems if is_problem else self.verdict.notes).append(text + times)
 
 
-def _add(device: DeviceRecord, line: PowerLine | CounterLine | DeviceLine) -> None:
-    device.meter, device.source = line.meter, line.source
-    if isinstance(line, CounterLine):
-        device.counters.append((line.t_mono_ns, line.e_mj))
-    elif isinstance(line, PowerLine):
-        power_mw = line.p_avg_mw if line.p_avg_mw is not None else line.p_inst_mw
-        if power_mw is not None:
-            device.times_ns.append(line.t_mono_ns)
-            device.power_mw.append(power_mw)
+def _identity(series: SegmentSeries) -> tuple[str | None, ...]:
+    return series.node, series.boot_id, series.uuid, series.sampler
 
 
-def _judge_samplers(
-    path: Path, ends: dict[str, set[str]], samplers: set[str], verdict: Verdict
-) -> None:
+def _judge_samplers(ends: dict[str, set[str]], samplers: set[str], verdict: Verdict) -> None:
     for sampler in sorted(samplers | set(ends)):
         if "start" not in ends[sampler]:
-            verdict.problems.append(f"{path.name}: sampler {sampler} has no start line")
+            verdict.problems.append(f"sampler {sampler} has no start line")
         if "stop" not in ends[sampler]:
-            verdict.problems.append(
-                f"{path.name}: sampler {sampler} has no stop line: killed, or still running"
-            )
+            verdict.problems.append(f"sampler {sampler} has no stop line: killed, or still running")
 
 
 def _judge_device(device: DeviceRecord, verdict: Verdict) -> None:
