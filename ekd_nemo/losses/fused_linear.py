@@ -217,7 +217,8 @@ def _max_and_sums(
         torch.amax(x, -1, out=top[tile])
         shifted = x - top[tile, None]
         for temperature, total in zip(temperatures, sums, strict=True):
-            torch.sum(torch.exp(shifted / temperature), -1, out=total[tile])
+            scaled = shifted if temperature == temperatures[-1] else shifted.clone()
+            torch.sum(scaled.div_(temperature).exp_(), -1, out=total[tile])
     return top, sums
 
 
@@ -274,55 +275,60 @@ def _to_gradient(p: Problem, chunk: _Chunk, want_gradient: bool) -> Tensor:
     """Add up the response term [scalar] and, if wanted, turn z_s into its gradient."""
     value = chunk.z_s.new_zeros((), dtype=torch.float64)
     for tile in _tiles(p, len(chunk.ids)):
-        grad = None
+        grad = softmax = None
         shifted = chunk.z_s[tile].to(p.acc) - chunk.max_s[tile, None]
         if p.teacher is not None:
-            part, grad = _response_tile(p, shifted, chunk, tile)
+            part, grad, q = _response_tile(p, shifted, chunk, tile)
             value += part.sum(dtype=torch.float64)
+            grad.mul_(p.terms.weight_response * p.terms.temperature)
+            softmax = q if p.terms.temperature == 1.0 else None
         if want_gradient:
-            chunk.z_s[tile] = _add_ce_gradient(p, grad, shifted, chunk, tile)
+            if softmax is None:
+                softmax = shifted.sub_(chunk.log_z_ce[tile, None]).exp_()
+            chunk.z_s[tile] = _add_ce_gradient(p, grad, softmax, chunk.ids[tile])
     return value
 
 
 def _response_tile(
     p: Problem, shifted: Tensor, chunk: _Chunk, tile: slice
-) -> tuple[Tensor, Tensor]:
-    """Values [rows] of one tile and the weighted gradient to its logits [rows, V_local]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [rows] of a tile, the gradient to log_q's logits and q, both [rows, V_local]."""
     temperature = p.terms.temperature
-    log_q = (shifted / temperature).sub_(chunk.log_z_s[tile, None])
+    log_q = _log_softmax(shifted, temperature, chunk.log_z_s[tile])
     if p.teacher is not None and chunk.z_t is None:
         assert not isinstance(p.teacher, DenseTeacher)
         targets = take_rows(p.teacher, chunk.tokens[tile])
         value, grad = sparse_tile(targets, log_q, p.rows.start, p.terms.divergence, p.group)
-    else:
-        assert chunk.z_t is not None
-        log_p = (chunk.z_t[tile].to(p.acc) - chunk.max_t[tile, None]).div_(temperature)
-        log_p.sub_(chunk.log_z_t[tile, None])
-        value, grad = _dense_tile(p, log_q, log_p)
-    return value, grad.mul_(p.terms.weight_response * temperature)
+        return value, grad, log_q.exp_()
+    assert chunk.z_t is not None
+    shifted_t = chunk.z_t[tile].to(p.acc) - chunk.max_t[tile, None]
+    log_p = _log_softmax(shifted_t, temperature, chunk.log_z_t[tile])
+    return _dense_tile(p, log_q, log_p)
 
 
-def _dense_tile(p: Problem, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [rows] and the gradient to log_q's logits; `log_q` is used up."""
+def _log_softmax(shifted: Tensor, temperature: float, log_z: Tensor) -> Tensor:
+    """Log-probabilities at a temperature; in place where the shifted logits are not needed again."""
+    if temperature == 1.0:
+        return shifted.sub_(log_z[:, None])
+    return (shifted / temperature).sub_(log_z[:, None])
+
+
+def _dense_tile(p: Problem, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [rows], the gradient to log_q's logits, and q in the place of log_q."""
     divergence = p.terms.divergence
     value, g = divergence.terms(log_q, log_p)
     q = log_q.exp_()
     if divergence.sum_g is not None:
-        return value, g.sub_(q.mul_(divergence.sum_g))
+        return value, g.add_(q, alpha=-divergence.sum_g), q
     both = sum_over(torch.stack([value, g.sum(-1)]), p.group)
-    return both[0], g.sub_(q.mul_(both[1][:, None]))
+    return both[0], g.addcmul_(q, both[1][:, None], value=-1.0), q
 
 
-def _add_ce_gradient(
-    p: Problem, grad: Tensor | None, shifted: Tensor, chunk: _Chunk, tile: slice
-) -> Tensor:
-    """Add weight_ce * (softmax - one-hot) to a tile's gradient; `shifted` is used up."""
+def _add_ce_gradient(p: Problem, grad: Tensor | None, softmax: Tensor, ids: Tensor) -> Tensor:
+    """Add weight_ce * (softmax - one-hot) to a tile's gradient; `softmax` is used up."""
     weight = p.terms.weight_ce
-    if weight == 0.0:
-        return torch.zeros_like(shifted) if grad is None else grad
-    softmax = shifted.sub_(chunk.log_z_ce[tile, None]).exp_().mul_(weight)
-    grad = softmax if grad is None else grad.add_(softmax)
+    grad = softmax.mul_(weight) if grad is None else grad.add_(softmax, alpha=weight)
     if p.rows.num:
-        mine, safe = _owned(chunk.ids[tile], p.rows.num)
+        mine, safe = _owned(ids, p.rows.num)
         grad.scatter_add_(1, safe[:, None], mine[:, None].to(grad.dtype).mul_(-weight))
     return grad

@@ -155,18 +155,19 @@ def fused_linear_response(
         _check_lengths(hidden, teacher_hidden=teacher.hidden)
     elif teacher_hidden is not None or teacher_head is not None:
         raise DataError("teacher_hidden and teacher_head: give both or neither")
+    tokens = valid.nonzero().squeeze(1)
     weights = (weight_ce, weight_response)
     problem = Problem(
         hidden=hidden,
         head=student_head.detach()[: student_rows.num],
         labels=labels,
-        tokens=valid.nonzero().squeeze(1),
+        tokens=tokens,
         teacher=teacher,
         terms=Terms(*weights, divergence(settings.kind, settings.beta), settings.temperature),
         rows=student_rows,
         group=tp_group,
         chunk_tokens=chunk_tokens
-        or _chunk_tokens(memory_bytes, vocab_size, student_head, teacher, tp_group),
+        or _chunk_tokens(len(tokens), memory_bytes, vocab_size, student_head, teacher, tp_group),
     )
     if accumulate_into_main_grad and _wants_grad(student_head):
         _check_main_grad(student_head)
@@ -284,18 +285,20 @@ def _dense_teacher(
 
 
 def _chunk_tokens(
+    num_tokens: int,
     memory_bytes: int,
     vocab_size: int,
     head: Tensor,
     teacher: Teacher | None,
     group: ProcessGroup | None,
 ) -> int:
-    """As many tokens as the bound allows; the same on all ranks, also with uneven shards."""
+    """Near-equal chunks within the bound; the same on all ranks, also with uneven shards."""
     columns = math.ceil(vocab_size / group_size(group))
     itemsize = head.dtype.itemsize
     if isinstance(teacher, DenseTeacher):
         itemsize += teacher.head.dtype.itemsize
-    return max(1, memory_bytes // (columns * itemsize))
+    most = max(1, memory_bytes // (columns * itemsize))
+    return max(1, math.ceil(num_tokens / max(1, math.ceil(num_tokens / most))))
 
 
 def _check_lengths(hidden: Tensor, **others: Tensor) -> None:
