@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,26 +163,26 @@ def _data_steps(recipe: Recipe) -> tuple[Step, ...]:
 
 def _train_step(recipe: Recipe, run: RunDir, world_size: int) -> Step:
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
-    words = ("-m", "ekd_nemo.worker", "train", "--run", argument(run.path))
-    # The rendezvous stays on the loopback device and picks a free port by itself.
-    torchrun = (
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-        "--nproc-per-node",
-        str(world_size),
-    )
-    argv = (sys.executable, *words) if world_size == 1 else (sys.executable, *torchrun, *words)
     return Step(
         "train",
         f"training {recipe.train.steps} steps on {ranks}",
-        argv,
+        ranks_argv(("ekd_nemo.worker", "train", "--run", argument(run.path)), world_size),
         env={THREADS_VARIABLE: str(max(1, len(os.sched_getaffinity(0)) // world_size))},
         products=(last_checkpoint(recipe, run) / "weights",),
         ranks=world_size,
     )
+
+
+def ranks_argv(module: Sequence[str], world_size: int) -> tuple[str, ...]:
+    """A Python module and its arguments as one process, or as several ranks below torchrun.
+
+    The rendezvous stays on the loopback device and picks a free port by itself.
+    """
+    if world_size == 1:
+        return (sys.executable, "-m", *module)
+    here = ("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(world_size))
+    # Without the dashes torchrun takes the module's options for abbreviations of its own.
+    return (sys.executable, "-m", "torch.distributed.run", *here, "-m", "--", *module)
 
 
 def _export_step(recipe: Recipe, run: RunDir) -> Step:

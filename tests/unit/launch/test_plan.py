@@ -36,7 +36,7 @@ def test_several_ranks_go_through_torchrun_on_the_loopback_device(here: Path) ->
             "--local-addr",
             "127.0.0.1",
         ),
-        *("--nproc-per-node", "4", "-m", "ekd_nemo.worker", "train", "--run", "runs/x"),
+        *("--nproc-per-node", "4", "-m", "--", "ekd_nemo.worker", "train", "--run", "runs/x"),
     )
     assert [step.name for step in plan.steps] == ["train", "export", "eval"]
     assert int(train.env["OMP_NUM_THREADS"]) >= 1

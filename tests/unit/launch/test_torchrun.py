@@ -1,13 +1,12 @@
 """Ranks under torchrun: their exit codes and their saving, as `torch.distributed.run` is installed."""
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from ekd_nemo.launch.failure import reason
-from ekd_nemo.launch.plan import Step
+from ekd_nemo.launch.plan import Step, ranks_argv
 from tests.unit.launch.test_processes import run
 
 pytest.importorskip("torch", reason="torchrun comes with torch")
@@ -16,6 +15,7 @@ RANKS = """
 import os, signal, sys, time
 from pathlib import Path
 rank = os.environ["RANK"]
+assert sys.argv[3:] == ["--run", "a b"], sys.argv
 def save(number, frame):
     time.sleep(0.5)
     Path(sys.argv[1], f"saved-{rank}").touch()
@@ -36,11 +36,10 @@ time.sleep(20)
 
 
 def ranks(tmp_path: Path, how: str) -> Step:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1")
-    words = (*torchrun, "--nproc-per-node", "2", str(script), str(tmp_path), how)
-    return Step("train", "", (sys.executable, *words), env={"OMP_NUM_THREADS": "1"}, ranks=2)
+    (tmp_path / "ranks_of_a_test.py").write_text(RANKS)
+    argv = ranks_argv(("ranks_of_a_test", str(tmp_path), how, "--run", "a b"), 2)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    return Step("train", "", argv, env=environment, ranks=2)
 
 
 def test_a_stop_signal_reaches_every_rank(tmp_path: Path) -> None:
