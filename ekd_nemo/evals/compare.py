@@ -100,7 +100,7 @@ def compare_sides(first: Side, second: Side) -> list[Row]:
 
 
 def _rows(task: str, first: tuple[Side, Stored], second: tuple[Side, Stored]) -> Iterator[Row]:
-    results = [HarnessResult(stored.results) for _, stored in (first, second)]
+    results = [stored.read() for _, stored in (first, second)]
     logs = [read_items(side.home.samples(stored.role, task)) for side, stored in (first, second)]
     higher = _directions(results[0], task)
     same = results[0].settings_hash(task) == results[1].settings_hash(task)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeGuard, cast
+from typing import Any, ClassVar, Final, TypeGuard, cast
 
 from ekd_nemo.errors import DataError
 from ekd_nemo.evals.request import LM_EVAL, canonical_hash
@@ -36,23 +36,25 @@ class Figure:
 
 
 class HarnessResult:
-    """One results file of lm-eval."""
+    """One results file of lm-eval, or one of another harness brought into its shape."""
+
+    harness: ClassVar[str] = LM_EVAL
 
     def __init__(self, path: Path) -> None:
         """Read and check it.
 
         Raises:
-            DataError: if it is not a results file of lm-eval.
+            DataError: if it is not a results file of the harness.
         """
         self.path = path
         try:
             raw = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise DataError(
-                f"{path}: cannot be read as a results file of lm-eval ({error})"
+                f"{path}: cannot be read as a results file of {self.harness} ({error})"
             ) from error
         if not isinstance(raw, dict) or not isinstance(raw.get("results"), dict):
-            raise DataError(f"{path}: not a results file of lm-eval: no object `results`")
+            raise DataError(f"{path}: not a results file of {self.harness}: no object `results`")
         self.raw = cast("dict[str, Any]", raw)
 
     def section(self, name: str) -> Mapping[str, Any]:
@@ -118,7 +120,7 @@ class HarnessResult:
         config, model = self.of_task("configs", task), self.section("config")
         return canonical_hash(
             {
-                "harness": LM_EVAL,
+                "harness": self.harness,
                 "version": self.version,
                 "task": task,
                 "task_version": self.section("versions").get(task),

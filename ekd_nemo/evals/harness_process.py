@@ -4,8 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -31,11 +30,17 @@ def harness_version() -> str:
 
 
 def run_harness(
-    request: Path, log: Path, on_event: Callable[[Event], None], *, offline: Path | None
+    argv: Sequence[str],
+    request: Path,
+    log: Path,
+    on_event: Callable[[Event], None],
+    *,
+    offline: Path | None,
 ) -> None:
-    """Run `ekd_nemo.worker eval` on a request file until it ends.
+    """Run a harness on a request file until it ends.
 
     Args:
+        argv: the command, without the request.
         request: what to do; see `ekd_nemo.evals.request`.
         log: the harness's own output is appended here.
         on_event: called with each `model`, `task` and `done` event, in this process.
@@ -45,11 +50,10 @@ def run_harness(
         UserError: what the worker found wrong with the request.
         RunError: what stopped the worker, and where its log is.
     """
-    argv = [sys.executable, "-m", "ekd_nemo.worker", "eval", str(request)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as err, _stopped_with_us() as adopt:
         process = subprocess.Popen(
-            argv,
+            [*argv, str(request)],
             stdout=subprocess.PIPE,
             stderr=err,
             env=_environment(offline),

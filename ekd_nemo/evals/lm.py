@@ -1,6 +1,7 @@
 """`ekd eval lm`: what has to be run, what is there already, and where each result goes."""
 
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,9 @@ from typing import Any, Final
 from ekd_nemo.errors import RunError
 from ekd_nemo.evals.eval_dir import EvalDir
 from ekd_nemo.evals.harness_process import Event, harness_version, run_harness
+from ekd_nemo.evals.harnesses import LM, Harness
 from ekd_nemo.evals.model_folder import ModelFolder
-from ekd_nemo.evals.request import LM_EVAL, Job, LmSettings, Request, canonical_hash
+from ekd_nemo.evals.request import Job, LmSettings, Request, canonical_hash
 from ekd_nemo.evals.sidecar import EvaluatedModel, Sidecar
 from ekd_nemo.evals.taskset import TaskSet
 
@@ -47,17 +49,37 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """A harness as it is installed: its version, and the command that takes a request file."""
+
+    harness: Harness
+    version: str
+    argv: tuple[str, ...]
+
+
+def lm_eval() -> Engine:
+    """lm-eval in the worker process, in this environment.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    return Engine(LM, harness_version(), (sys.executable, "-m", "ekd_nemo.worker", "eval"))
+
+
+@dataclass(frozen=True)
 class Plan:
     """Targets and settings with everything that names a result beforehand."""
 
     targets: tuple[Target, ...]
     settings: LmSettings
     tasks: TaskSet
-    version: str
+    engine: Engine
 
     def identity(self, task: str) -> dict[str, Any]:
         """What decides the scores of a task, known beforehand."""
-        return self.settings.identity(task, self.tasks.sha256[task], self.version)
+        return self.settings.identity(
+            task, self.tasks.sha256[task], self.engine.harness.name, self.engine.version
+        )
 
     def request_hash(self, target: Target, task: str) -> str:
         """Names a result of this target's tokenizer and these settings."""
@@ -85,6 +107,7 @@ def evaluate(
     log: Path,
     tell: Tell,
     *,
+    engine: Engine | None = None,
     again: bool = False,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
@@ -96,6 +119,7 @@ def evaluate(
         tasks: from `gather_tasks`.
         log: the harness's output.
         tell: takes lines for the user.
+        engine: the harness; None: lm-eval in this environment.
         again: run also what is stored.
         around: made and entered while the harness runs, e.g. to meter it.
 
@@ -103,7 +127,7 @@ def evaluate(
         UserError: for tasks that do not exist; nothing has been changed.
         RunError: if the harness fails or a result cannot be stored; results before it are kept.
     """
-    plan = Plan(tuple(targets), settings, tasks, harness_version())
+    plan = Plan(tuple(targets), settings, tasks, engine or lm_eval())
     todo = {t.role: tasks.names if again else plan.missing(t) for t in targets}
     for target in targets:
         for task in tasks.names:
@@ -138,11 +162,14 @@ def _run(plan: Plan, todo: Mapping[str, tuple[str, ...]], log: Path, tell: Tell)
             include_paths=tuple(map(str, plan.tasks.include_paths)),
             include_defaults=plan.tasks.include_defaults,
             jobs=tuple(jobs),
+            custom_tasks=plan.tasks.custom_tasks,
+            data=plan.tasks.data,
+            cache=str(scratch / "cache"),
         )
         (scratch / "request.json").write_text(request.model_dump_json(indent=2))
         receive = _Receiver(plan, tell)
         offline = scratch / "datasets" if plan.tasks.local else None
-        run_harness(scratch / "request.json", log, receive, offline=offline)
+        run_harness(plan.engine.argv, scratch / "request.json", log, receive, offline=offline)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -174,8 +201,8 @@ class _Receiver:
         settings = Sidecar(
             role=target.home_role,
             task=task,
-            harness=LM_EVAL,
-            harness_version=self._plan.version,
+            harness=self._plan.engine.harness.name,
+            harness_version=self._plan.engine.version,
             request=self._plan.identity(task),
             request_hash=self._plan.request_hash(target, task),
             model=EvaluatedModel(

@@ -8,6 +8,7 @@ from typing import Any, Final
 from ekd_nemo.config.base import Strict
 
 LM_EVAL: Final = "lm-eval"
+LIGHTEVAL: Final = "lighteval"
 SEED: Final = (
     1234  # of few-shot choice and of the harness's own generators: its defaults are 0 and 1234
 )
@@ -33,10 +34,12 @@ class LmSettings(Strict):
     apply_chat_template: bool = False
     trust_remote_code: bool = False
 
-    def identity(self, task: str, task_files_sha256: str, version: str) -> dict[str, Any]:
+    def identity(
+        self, task: str, task_files_sha256: str, harness: str, version: str
+    ) -> dict[str, Any]:
         """What decides the scores of one task, known before it is run."""
         return {
-            "harness": LM_EVAL,
+            "harness": harness,
             "harness_version": version,
             "task": task,
             "task_files_sha256": task_files_sha256,
@@ -65,6 +68,11 @@ class Request(Strict):
     include_paths: tuple[str, ...]
     include_defaults: bool  # whether the harness's own tasks are looked through as well (10 s)
     jobs: tuple[Job, ...]
+    custom_tasks: str | None = None  # a file of lighteval tasks
+    data: str | None = None  # items of the built-in tasks as lighteval reads them
+    cache: str | None = (
+        None  # where lighteval keeps answers: a new folder each time, it would show stale ones
+    )
 
 
 def canonical_hash(value: Mapping[str, Any]) -> str:

@@ -1,14 +1,14 @@
 """The scores of a run, as the harness wrote them, one row a metric."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ekd_nemo.evals.eval_dir import EvalDir, Stored
 from ekd_nemo.evals.harness_json import Figure, HarnessResult
+from ekd_nemo.evals.harnesses import HARNESSES
 from ekd_nemo.evals.known_tasks import chance_of, facts_of, primary_of
-from ekd_nemo.evals.request import LM_EVAL
 from ekd_nemo.records.rundir import RunDir
 
 
@@ -56,8 +56,17 @@ def read_results(run_dir: Path) -> list[Score]:
 
 
 def read_eval_dir(folder: Path) -> list[Score]:
-    """Every score in a folder that `ekd eval lm` wrote."""
-    return [score for stored in EvalDir(folder).stored() for score in _scores(stored)]
+    """Every score in a folder that `ekd eval` wrote; a task counts once, by lm-eval where both have run it."""
+    found: list[Score] = []
+    for harness in HARNESSES:
+        for stored in EvalDir(folder, harness).stored():
+            counted = {(score.role, score.task) for score in found if score.harness != harness.name}
+            rows = list(_scores(stored))
+            found.extend(
+                replace(row, primary=False) if (row.role, row.task) in counted else row
+                for row in rows
+            )
+    return found
 
 
 def pair_scores(
@@ -65,16 +74,17 @@ def pair_scores(
 ) -> list[tuple[Score, Score]]:
     """Student and teacher rows of the same task, metric and filter; whether settings agree is not checked here."""
     rows = list(scores)
-    of_teacher = {(s.task, s.metric, s.filter): s for s in rows if s.role == teacher}
+    of_teacher = {(s.harness, s.task, s.metric, s.filter): s for s in rows if s.role == teacher}
     return [
         (score, of_teacher[key])
         for score in rows
-        if score.role == student and (key := (score.task, score.metric, score.filter)) in of_teacher
+        if score.role == student
+        and (key := (score.harness, score.task, score.metric, score.filter)) in of_teacher
     ]
 
 
 def _scores(stored: Stored) -> Iterator[Score]:
-    result = HarnessResult(stored.results)
+    result = stored.read()
     for task in result.tasks:
         figures = list(result.figures(task))
         higher = result.of_task("higher_is_better", task)
@@ -130,7 +140,7 @@ def _score(
         group=result.group_of(task),
         is_group=result.is_group(task),
         n_samples=result.num_samples(task),
-        harness=LM_EVAL,
+        harness=result.harness,
         version=result.version,
         settings_hash=result.settings_hash(task),
         model=stored.settings.model.path,

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from ekd_nemo.config.base import PositiveInt, Strict
 
 
@@ -19,6 +21,7 @@ class Sidecar(Strict):
     Attributes:
         request: what decides the scores, known before the run; `request_hash` names it and the tokenizer.
         results_sha256: of the harness's file that this belongs to.
+        num_items: logged items by subtask.
         copied_from: the shared result that this is a copy of; null: evaluated for this folder.
         duration_s: of the task, without loading the model.
     """
@@ -36,4 +39,5 @@ class Sidecar(Strict):
     trust_remote_code: bool
     duration_s: float
     results_sha256: str = ""
+    num_items: dict[str, int] = Field(default_factory=dict)
     copied_from: str | None = None

@@ -35,7 +35,7 @@ class TaskSet:
 
     `sha256`: for each asked task the hash of the files that define it and of its data; the harness's own tasks, which
     its version tells apart, share that of the word `harness`.
-    `local`: no task needs a hub.
+    `local`: no task needs a hub. `custom_tasks`, `data`: of lighteval, see `Request`.
     """
 
     names: tuple[str, ...]
@@ -43,6 +43,8 @@ class TaskSet:
     sha256: Mapping[str, str]
     local: bool
     include_defaults: bool
+    custom_tasks: str | None = None
+    data: str | None = None
 
 
 class _TaskLoader(yaml.SafeLoader):

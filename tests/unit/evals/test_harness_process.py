@@ -1,6 +1,5 @@
 """Listening to the worker process; a shell script speaks in its place."""
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +13,11 @@ Script = Callable[[str], None]
 
 
 @pytest.fixture
-def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+def worker(tmp_path: Path) -> Script:
     def write(body: str) -> None:
-        script = tmp_path / "python"
+        script = tmp_path / "worker"
         script.write_text(f"#!/bin/sh\n{body}\n")
         script.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(script))
 
     return write
 
@@ -27,7 +25,11 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 def listen(tmp_path: Path, offline: Path | None = None) -> list[Event]:
     heard: list[Event] = []
     run_harness(
-        tmp_path / "request.json", tmp_path / "logs" / "lm.log", heard.append, offline=offline
+        [str(tmp_path / "worker"), "eval"],
+        tmp_path / "request.json",
+        tmp_path / "logs" / "lm.log",
+        heard.append,
+        offline=offline,
     )
     return heard
 
@@ -36,7 +38,7 @@ def test_events_are_handed_on_and_the_rest_is_logged(tmp_path: Path, worker: Scr
     worker("""echo '{"event": "task", "task": "a"}'; echo noise >&2; echo "$@" >&2""")
     assert listen(tmp_path) == [{"event": "task", "task": "a"}]
     log = (tmp_path / "logs" / "lm.log").read_text()
-    assert log == f"noise\n-m ekd_nemo.worker eval {tmp_path}/request.json\n"
+    assert log == f"noise\neval {tmp_path}/request.json\n"
 
 
 def test_no_hub_is_asked_when_offline(
@@ -75,7 +77,9 @@ def test_the_worker_ends_when_the_listener_fails(tmp_path: Path, worker: Script)
 
     began = time.monotonic()
     with pytest.raises(RunError, match="no space"):
-        run_harness(tmp_path / "r", tmp_path / "log", refuse, offline=None)
+        run_harness(
+            [str(tmp_path / "worker")], tmp_path / "r", tmp_path / "log", refuse, offline=None
+        )
     assert time.monotonic() - began < 50
 
 

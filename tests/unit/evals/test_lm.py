@@ -28,7 +28,7 @@ class Replay:
         self.fails_on: str | None = None
 
     def __call__(
-        self, request: Path, log: Path, on_event: Callable, *, offline: Path | None
+        self, argv: object, request: Path, log: Path, on_event: Callable, *, offline: Path | None
     ) -> None:
         assert offline is not None
         for job in Request.model_validate_json(request.read_bytes()).jobs:
