@@ -46,7 +46,7 @@ def main() -> int:
     for number, (caption, argv) in enumerate(steps, 1):
         say(f"\n== {number}/{len(steps)}  {caption}")
         step_began_s = time.monotonic()
-        code = subprocess.run(argv, cwd=ROOT, check=False).returncode
+        code = run(argv)
         if code:
             say(
                 f"quickstart: step {number} ended with exit code {code}; `make quickstart` again goes on from here"
@@ -58,6 +58,16 @@ def main() -> int:
         f"\nquickstart: {(time.monotonic() - began_s) / 60:.1f} min in all, without the environment"
     )
     return 0
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a step to its end; Ctrl-C reaches it from the terminal, and it is given the time to save."""
+    with subprocess.Popen(argv, cwd=ROOT) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                say("quickstart: stopping; the step saves what it has")
 
 
 def compare() -> None:
