@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from ekd_nemo.records.jsonl import LINE_MAX_BYTES, ReadReport, _is_torn
+from ekd_nemo.records.jsonl import LINE_MAX_BYTES, ReadReport, is_torn
 from ekd_nemo.records.lines import SCHEMA_VERSION, TELEMETRY_KINDS, Cause, Line, Source
 from ekd_nemo.records.parse import TEXT_MAX, BadLineError, decode_object, parse_object
 
@@ -55,7 +55,7 @@ def read_blocks(path: Path, report: ReadReport) -> Iterator[Block]:
 
     Raises: OSError if the file cannot be read.
     """
-    for first, data in _split(path):
+    for first, data in split_file(path):
         table = _table(data)
         if table is None:
             yield Block(None, None, list(_typed(path, first, data, report)))
@@ -66,11 +66,12 @@ def read_blocks(path: Path, report: ReadReport) -> Iterator[Block]:
         yield Block(power, counter, _others(table, data, path, first, report))
 
 
-def _split(path: Path) -> Iterator[tuple[int, bytes]]:
+def split_file(path: Path) -> Iterator[tuple[int, bytes]]:
     """Whole lines, some megabytes at once, with the number of the first; an endless line comes cut."""
     number, rest = 1, b""
     with path.open("rb") as file:
-        while chunk := file.read(BLOCK_BYTES):
+        block = min(BLOCK_BYTES, max(1, path.stat().st_size))  # many files are small
+        while chunk := file.read(block):
             data = rest + chunk
             end = data.rfind(b"\n") + 1
             if end:
@@ -166,7 +167,7 @@ def parsed_line(path: Path, number: int, line: bytes, report: ReadReport) -> Lin
             raise BadLineError(f"longer than {LINE_MAX_BYTES} bytes")
         record = parse_object(decode_object(line))
     except BadLineError as error:
-        report.note(path, number, str(error), torn=_is_torn(line))
+        report.note(path, number, str(error), torn=is_torn(line))
         return None
     report.lines += 1
     return record

@@ -89,16 +89,20 @@ class EnergyCurve:
         end_ns = min(end_ns, int(self.knots_ns[-1]))
         if end_ns <= start_ns:
             return EMPTY
-        first, last = np.searchsorted(self.knots_ns, [start_ns + 1, end_ns])
-        inner = self.knots_ns[first:last]
-        knots = np.concatenate(([start_ns], inner, [end_ns])).astype(np.int64)
-        interval = np.searchsorted(self.knots_ns, knots[:-1], side="right") - 1
-        span = (self.knots_ns[interval + 1] - self.knots_ns[interval]).astype(np.float64)
-        rise = self.end_w[interval] - self.start_w[interval]
-        left = (knots[:-1] - self.knots_ns[interval]) / span
-        right = (knots[1:] - self.knots_ns[interval]) / span
-        base = self.start_w[interval]
-        return EnergyCurve(knots, base + rise * left, base + rise * right, self.covered[interval])
+        first = int(np.searchsorted(self.knots_ns, start_ns, side="right")) - 1
+        last = int(np.searchsorted(self.knots_ns, end_ns, side="left")) - 1
+        knots = np.concatenate(([start_ns], self.knots_ns[first + 1 : last + 1], [end_ns]))
+        start_w = self.start_w[first : last + 1].copy()
+        end_w = self.end_w[first : last + 1].copy()
+        start_w[0] = self._power_w(first, start_ns)
+        end_w[-1] = self._power_w(last, end_ns)
+        return EnergyCurve(knots, start_w, end_w, self.covered[first : last + 1])
+
+    def _power_w(self, interval: int, at_ns: int) -> float:
+        """Power at a time inside an interval."""
+        left, right = int(self.knots_ns[interval]), int(self.knots_ns[interval + 1])
+        rise = float(self.end_w[interval] - self.start_w[interval])
+        return float(self.start_w[interval]) + rise * ((at_ns - left) / (right - left))
 
     def _locate(self, at_ns: npt.ArrayLike) -> tuple[Ints, Floats, Bools]:
         """For each time.

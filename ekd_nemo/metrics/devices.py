@@ -182,11 +182,12 @@ def _is_factor_1000(ratio: float) -> bool:
 
 def reconcile(device: Device, start_ns: int, end_ns: int) -> Reconciliation:
     """Compare counter and integral of one device over the stretches of a window that both cover without a break."""
-    starts, ends = _unbroken(device.power.clipped(start_ns, end_ns))
+    starts, ends = _unbroken(device.power)
     if not len(starts) or device.counter.is_empty:
         return Reconciliation(0.0, 0.0, 0.0)
-    starts = np.clip(starts, device.counter.knots_ns[0], device.counter.knots_ns[-1])
-    ends = np.clip(ends, device.counter.knots_ns[0], device.counter.knots_ns[-1])
+    first = max(start_ns, int(device.counter.knots_ns[0]))
+    last = max(first, min(end_ns, int(device.counter.knots_ns[-1])))
+    starts, ends = np.clip(starts, first, last), np.clip(ends, first, last)
     lengths_s = (ends - starts) / NS_PER_S
     # a nanosecond per second: covered time is a difference of float sums
     whole = (lengths_s > 0) & (device.counter.covered_s(starts, ends) >= lengths_s * (1 - 1e-9))

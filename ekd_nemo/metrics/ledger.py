@@ -1,8 +1,12 @@
 """The ledger: energy by device, attempt, phase and step range. Derived; can always be rebuilt from the records."""
 
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from ekd_nemo.metrics.curve import EMPTY
 from ekd_nemo.metrics.devices import (
@@ -14,14 +18,17 @@ from ekd_nemo.metrics.devices import (
     reconcile,
 )
 from ekd_nemo.metrics.ledger_rows import LedgerRow, device_rows
-from ekd_nemo.metrics.marks import RankKey, RankMarks, rank_marks, read_marks
+from ekd_nemo.metrics.mark_lines import MarkColumns, RankKey, read_marks
+from ekd_nemo.metrics.marks import RankMarks, rank_marks
+from ekd_nemo.metrics.phase_stack import PHASE_NUMBER
 from ekd_nemo.metrics.phase_time import Window, windows_of
 from ekd_nemo.metrics.series import Telemetry, read_telemetry
 from ekd_nemo.records.jsonl import ReadReport
-from ekd_nemo.records.lines import MarkLine
 from ekd_nemo.records.phases import E_RUN_PHASES
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.units import NS_PER_S
+
+_RUN_PHASES: Final = frozenset(PHASE_NUMBER[phase] for phase in E_RUN_PHASES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,7 @@ def ledger_of_run(run: RunDir) -> Ledger:
     return build_ledger(telemetry, read_marks(run.marks_files(), telemetry.report))
 
 
-def build_ledger(telemetry: Telemetry, marks: Mapping[RankKey, Sequence[MarkLine]]) -> Ledger:
+def build_ledger(telemetry: Telemetry, marks: Mapping[RankKey, MarkColumns]) -> Ledger:
     """The ledger of one run from its columns and marks; the order of the input does not matter."""
     horizon = _Horizon(telemetry, marks)
     ranks = tuple(rank_marks(key, marks[key], horizon) for key in sorted(marks))
@@ -78,15 +85,15 @@ def build_ledger(telemetry: Telemetry, marks: Mapping[RankKey, Sequence[MarkLine
         flags.add("torn_lines")
     if telemetry.report.bad:
         flags.add("bad_lines")
-    for device in _devices(telemetry, ranks):
-        here = windows.get(device.clock.boot_id, ())
-        if not here:
-            continue
-        rows.extend(device_rows(device, by_boot[device.clock.boot_id], here))
-        if device.role == "accelerator":
-            flags.update(device.flags)
-            parts = [reconcile(device, w.run_start_ns, w.run_end_ns) for w in here]
-            reconciliation[device.clock.boot_id, device.uuid] = _summed(parts)
+
+    def account(load: Callable[[], Device]) -> _Account:
+        return _accounted(load(), by_boot, windows)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and pyarrow let go of the interpreter
+        for part in pool.map(account, _loaders(telemetry, ranks)):
+            rows.extend(part.rows)
+            flags.update(part.flags)
+            reconciliation.update(part.reconciliation)
     rows.sort(key=lambda row: (row.node, row.boot_id, row.uuid, row.attempt, row.start_ns))
     flags.update(_summed(list(reconciliation.values())).flags)
     return Ledger(
@@ -102,10 +109,10 @@ class _Horizon:
     own last line.
     """
 
-    def __init__(self, telemetry: Telemetry, marks: Mapping[RankKey, Sequence[MarkLine]]) -> None:
+    def __init__(self, telemetry: Telemetry, marks: Mapping[RankKey, MarkColumns]) -> None:
         self._extents = _sampler_extents(telemetry)
         self._starts = [
-            (key.boot_id, key.attempt, lines[0].t_mono_ns, getattr(lines[0], "phase", None))
+            (key.boot_id, key.attempt, int(lines.t_ns[0]), int(lines.phase[0]))
             for key, lines in marks.items()
         ]
 
@@ -123,7 +130,7 @@ class _Horizon:
             for boot, attempt, start, phase in self._starts
             if boot == rank.boot_id
             and start > last_ns
-            and (attempt > rank.attempt or phase not in E_RUN_PHASES)
+            and (attempt > rank.attempt or phase not in _RUN_PHASES)
         ]
         return min(max(ends), *later) if later else max(ends)
 
@@ -140,19 +147,44 @@ def _sampler_extents(telemetry: Telemetry) -> list[tuple[str, int, int]]:
     return [(boot, first, last) for (boot, _), (first, last) in sorted(extents.items())]
 
 
-def _devices(telemetry: Telemetry, ranks: Sequence[RankMarks]) -> Iterator[Device]:
-    """The sampled devices, one at a time, then those that ranks occupied without any sample of them."""
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """What one device adds to the ledger."""
+
+    rows: list[LedgerRow]
+    flags: tuple[str, ...]
+    reconciliation: Mapping[tuple[str, str], Reconciliation]
+
+
+def _accounted(
+    device: Device,
+    by_boot: Mapping[str, Sequence[RankMarks]],
+    windows: Mapping[str, Sequence[Window]],
+) -> _Account:
+    """One device's rows, over the attempts on its clock."""
+    here = windows.get(device.clock.boot_id, ())
+    if not here:
+        return _Account([], (), {})
+    rows = device_rows(device, by_boot[device.clock.boot_id], here)
+    if device.role != "accelerator":
+        return _Account(rows, (), {})
+    compared = _summed([reconcile(device, w.run_start_ns, w.run_end_ns) for w in here])
+    return _Account(rows, device.flags, {(device.clock.boot_id, device.uuid): compared})
+
+
+def _loaders(telemetry: Telemetry, ranks: Sequence[RankMarks]) -> list[Callable[[], Device]]:
+    """A function for each sampled device, and for each that ranks occupied without any sample of it."""
     keys = device_keys(telemetry.series)
-    for members in keys.values():
-        yield device_of(members, telemetry.series)
     unseen = {
         (rank.key.boot_id, uuid): rank.key.clock
         for rank in ranks
         for uuid in rank.key.uuids
         if (rank.key.boot_id, uuid) not in keys
     }
-    for (_, uuid), clock in sorted(unseen.items()):
-        yield _unsampled(uuid, clock)
+    sampled = [partial(device_of, members, telemetry.series) for members in keys.values()]
+    return sampled + [
+        partial(_unsampled, uuid, clock) for (_, uuid), clock in sorted(unseen.items())
+    ]
 
 
 def _unsampled(uuid: str, clock: Clock) -> Device:

@@ -1,43 +1,23 @@
 """What the ranks of one run marked: stretches of phases and steps with tokens, as columns per rank and attempt."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
-from pathlib import Path
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
 
 from ekd_nemo.metrics.curve import Bools, Ints
-from ekd_nemo.metrics.devices import Clock
-from ekd_nemo.metrics.phase_stack import IDLE, PHASE_NUMBER, PhaseStack
-from ekd_nemo.records.jsonl import ReadReport, read_lines
-from ekd_nemo.records.lines import MarkLine, PhaseBegin, PhaseEnd, Span, StepMark
-from ekd_nemo.records.phases import Phase
+from ekd_nemo.metrics.mark_lines import BEGIN, END, SPAN, STEP, MarkColumns, RankKey
+from ekd_nemo.metrics.phase_stack import IDLE, PhaseStack
+from ekd_nemo.metrics.tokens import StepTokens
 
 NO_PHASE: Final = -1
 # Two stretches of one phase this close are one: the time between is that of ending and beginning a mark.
 _SEAM_NS: Final = 1_000_000
 # A phase that begins after this long a silence, with the sampler gone in between, is a new process's: the old one died.
 _SILENCE_NS: Final = 60_000_000_000
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class RankKey:
-    """One process of one attempt on one clock: what marks other devices is another process."""
-
-    node: str
-    boot_id: str
-    attempt: int
-    rank: int
-    uuids: tuple[str, ...]
-
-    @property
-    def clock(self) -> Clock:
-        """The clock of its times."""
-        return Clock(self.node, self.boot_id)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,17 +32,6 @@ class Stretches:
     start_ns: Ints
     end_ns: Ints
     phase: Ints
-
-
-@dataclass(frozen=True, slots=True)
-class StepTokens:
-    """One step of one data-parallel replica as one rank marked it."""
-
-    attempt: int
-    step: int
-    replica: int
-    tokens: int
-    tokens_valid: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +49,7 @@ class RankMarks:
     stretches: Stretches
     step_ns: Ints
     steps: Ints
-    tokens: tuple[StepTokens, ...]
+    tokens: StepTokens
     flags: tuple[str, ...]
 
 
@@ -88,34 +57,7 @@ class RankMarks:
 Horizon = Callable[[RankKey, int], int]
 
 
-def read_marks(files: Iterable[Path], report: ReadReport) -> dict[RankKey, list[MarkLine]]:
-    """The lines of all ranks, in order of time, repeated lines once.
-
-    Raises: OSError if a file cannot be read.
-    """
-    lines: dict[RankKey, list[MarkLine]] = defaultdict(list)
-    for path in files:
-        for line in read_lines(path, report):
-            if isinstance(line, MarkLine):
-                uuids = tuple(sorted(set(line.uuids)))
-                lines[RankKey(line.node, line.boot_id, line.attempt, line.rank, uuids)].append(line)
-    return {key: _in_order(lines[key]) for key in sorted(lines)}
-
-
-def _in_order(lines: Sequence[MarkLine]) -> list[MarkLine]:
-    distinct: dict[tuple[object, ...], MarkLine] = {}
-    for line in lines:
-        identity = (
-            line.kind,
-            line.t_mono_ns,
-            getattr(line, "phase", None),
-            getattr(line, "step", None),
-        )
-        distinct.setdefault(identity, line)
-    return sorted(distinct.values(), key=lambda line: line.t_mono_ns)
-
-
-def rank_marks(key: RankKey, lines: Sequence[MarkLine], horizon: Horizon) -> RankMarks:
+def rank_marks(key: RankKey, lines: MarkColumns, horizon: Horizon) -> RankMarks:
     """The marks of one rank, made from its ordered lines.
 
     Time belongs to the innermost open phase; a span overrides it for its duration. Marked idle time is like
@@ -123,58 +65,75 @@ def rank_marks(key: RankKey, lines: Sequence[MarkLine], horizon: Horizon) -> Ran
     ends where `horizon` says, and the rank is flagged `unclosed_attempt`.
     """
     flags: set[str] = set()
-    stretches = _overlaid(
-        _stretches(key, lines, horizon, flags), [line for line in lines if isinstance(line, Span)]
-    )
-    steps = [line for line in lines if isinstance(line, StepMark)]
+    stretches = _overlaid(_stretches(key, lines, horizon, flags), lines)
+    steps = lines.kind == STEP
     return RankMarks(
         key,
         _without_seams(_busy(stretches)),
-        np.array([line.t_mono_ns for line in steps], np.int64),
-        np.array([line.step for line in steps], np.int64),
-        tuple(
-            StepTokens(
-                key.attempt, line.step, line.parallel.get("data", 0), line.tokens, line.tokens_valid
-            )
-            for line in steps
+        lines.t_ns[steps],
+        lines.step[steps],
+        StepTokens(
+            key.attempt,
+            lines.step[steps],
+            lines.replica[steps],
+            lines.tokens[steps],
+            lines.tokens_valid[steps],
         ),
         tuple(sorted(flags)),
     )
 
 
-def _stretches(
-    key: RankKey, lines: Sequence[MarkLine], horizon: Horizon, flags: set[str]
-) -> Stretches:
+def _stretches(key: RankKey, lines: MarkColumns, horizon: Horizon, flags: set[str]) -> Stretches:
     """Walk the begin and end marks, moment by moment, with a stack of open phases."""
     stack = PhaseStack(flags)
     previous_ns = 0
-    for at_ns, moment in groupby(lines, key=attrgetter("t_mono_ns")):
-        here = list(moment)
-        begun: list[Phase] = [line.phase for line in here if isinstance(line, PhaseBegin)]
-        ended: list[Phase] = [line.phase for line in here if isinstance(line, PhaseEnd)]
-        silent = begun and stack.open_phases and at_ns - previous_ns > _SILENCE_NS
-        if silent and (died_ns := horizon(key, previous_ns)) < at_ns:
-            stack.abandon(died_ns)
+    for at_ns, begun, ended in _moments(lines):
+        if begun and stack.open_phases and at_ns - previous_ns > _SILENCE_NS:
+            last_ns = _last_before(lines, at_ns)
+            died_ns = horizon(key, last_ns)
+            if at_ns - last_ns > _SILENCE_NS and died_ns < at_ns:
+                stack.abandon(died_ns)
         stack.pass_moment(at_ns, begun, ended)
         previous_ns = at_ns
     if stack.open_phases:
-        stack.abandon(horizon(key, previous_ns))
+        stack.abandon(horizon(key, int(lines.t_ns[-1])))
     table = np.array(stack.rows, np.int64).reshape(-1, 3)
     return Stretches(table[:, 0], table[:, 1], table[:, 2])
 
 
-def _overlaid(base: Stretches, spans: Sequence[Span]) -> Stretches:
-    """The stretches with spans laid over them; of overlapping spans the later one starts where the earlier ends."""
-    if not spans:
-        return base
-    span_end = np.array([span.t_mono_ns for span in spans], np.int64)
-    span_start = np.array(
-        [span.t_mono_ns - min(span.duration_ns, span.t_mono_ns) for span in spans], np.int64
+def _moments(lines: MarkColumns) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Each time at which phases begin or end, with their numbers."""
+    marks = (lines.kind == BEGIN) | (lines.kind == END)
+    rows = zip(
+        lines.t_ns[marks].tolist(),
+        lines.kind[marks].tolist(),
+        lines.phase[marks].tolist(),
+        strict=True,
     )
+    for at_ns, moment in groupby(rows, key=itemgetter(0)):
+        here = list(moment)
+        yield (
+            at_ns,
+            [phase for _, kind, phase in here if kind == BEGIN],
+            [phase for _, kind, phase in here if kind == END],
+        )
+
+
+def _last_before(lines: MarkColumns, at_ns: int) -> int:
+    """The time of the last line of any kind before a time at which there is one."""
+    return int(lines.t_ns[max(0, int(np.searchsorted(lines.t_ns, at_ns)) - 1)])
+
+
+def _overlaid(base: Stretches, lines: MarkColumns) -> Stretches:
+    """The stretches with spans laid over them; of overlapping spans the later one starts where the earlier ends."""
+    spans = lines.kind == SPAN
+    if not spans.any():
+        return base
+    span_end = lines.t_ns[spans]
+    span_start = span_end - np.minimum(lines.duration_ns[spans], span_end)
     span_start[1:] = np.maximum(span_start[1:], span_end[:-1])
-    span_phase = np.array([PHASE_NUMBER[span.phase] for span in spans], np.int64)
     edges = np.unique(np.concatenate((base.start_ns, base.end_ns, span_start, span_end)))
-    over = phase_at(Stretches(span_start, span_end, span_phase), edges[:-1])
+    over = phase_at(Stretches(span_start, span_end, lines.phase[spans]), edges[:-1])
     below = phase_at(base, edges[:-1])
     phase = np.where(over != NO_PHASE, over, below)
     known = phase != NO_PHASE

@@ -13,6 +13,7 @@ from ekd_nemo.records.phases import E_RUN_PHASES
 from ekd_nemo.units import NS_PER_S
 
 SHORT_S: Final = 1.0  # below this a phase is below the sensor
+BUNDLE_NS: Final = 600_000_000_000
 BLOCK_S: Final = 61.0  # at least 60 s, plus the one stretch by which a block's end may be missed
 
 _RUN_PHASES: Final = np.array([PHASE_NUMBER[phase] for phase in E_RUN_PHASES], np.int64)
@@ -199,21 +200,29 @@ def blocks_of(pieces: Pieces) -> Ints:
 
 
 def rows_of(pieces: Pieces, block: Ints) -> Ints:
-    """[N] the ledger row of each piece, from 0: long stretches where they touch, short ones by block and phase."""
-    touching = np.where(pieces.short, 0, _touching(pieces))
-    keys = np.stack((pieces.attempt, pieces.in_run, pieces.phase, block, touching)).astype(np.int64)
+    """[N] the ledger row of each piece, from 0.
+
+    Short pieces go by block and phase. Long stretches of a phase that follow each other, with other phases in
+    between, share a row until ten minutes of them are together, so that a ledger does not grow with the steps.
+    """
+    bundle = np.where(pieces.short, 0, _bundles(pieces))
+    keys = np.stack((pieces.attempt, pieces.in_run, pieces.phase, block, bundle)).astype(np.int64)
     _, row = np.unique(keys, axis=1, return_inverse=True)
     return np.asarray(row, np.int64).reshape(-1)
 
 
-def _touching(pieces: Pieces) -> Ints:
-    """[N] a number that long pieces of one phase and attempt share when no time lies between them."""
+def _bundles(pieces: Pieces) -> Ints:
+    """[N] a number that long pieces of one phase, attempt and ten minutes share."""
     order = np.lexsort((pieces.start_ns, pieces.in_run, pieces.phase, pieces.attempt, pieces.short))
     start, end = pieces.start_ns[order], pieces.end_ns[order]
     columns = (pieces.short, pieces.attempt, pieces.phase, pieces.in_run)
-    changed = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
-    fresh = np.ones(len(order), np.bool_)
-    fresh[1:] = changed | (start[1:] > end[:-1])
+    changed = np.ones(len(order), np.bool_)
+    changed[1:] = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
+    apart = changed.copy()
+    apart[1:] |= start[1:] > end[:-1]
+    # the time, since the first stretch of its kind began, at which each stretch of touching pieces begins
+    begun_ns = start[np.flatnonzero(apart)][np.cumsum(apart) - 1]
+    since_ns = begun_ns - start[np.flatnonzero(changed)][np.cumsum(changed) - 1]
     number = np.empty(len(order), np.int64)
-    number[order] = np.cumsum(fresh)
+    number[order] = since_ns // BUNDLE_NS
     return number

@@ -109,7 +109,7 @@ def summarise_run(run: RunDir) -> RunSummary:
 def run_figures(ledger: Ledger, training: Training, scores: Sequence[Score]) -> dict[str, Quantity]:
     """All figures of one run by name."""
     energy = run_energy(ledger)
-    marked = trained_tokens(mark for rank in ledger.ranks for mark in rank.tokens)
+    marked = trained_tokens(rank.tokens for rank in ledger.ranks)
     figures = _training_figures(training, marked)
     figures |= _energy_figures(energy, figures["tokens"])
     figures |= _quality_figures(scores)

@@ -1,12 +1,29 @@
 """Trained tokens: once per data-parallel replica, and once per step however often a crash made it run again."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from ekd_nemo.metrics.marks import StepTokens
+import numpy as np
 
-Counts = tuple[int, int | None]
+from ekd_nemo.metrics.curve import Ints
+
+
+class StepTokens(NamedTuple):
+    """The steps of one rank in one attempt.
+
+    Attributes:
+        step: [S] numbers.
+        replica: [S] index on the data axis.
+        tokens, tokens_valid: [S] of that replica; -1 where the valid ones are not known.
+    """
+
+    attempt: int
+    step: Ints
+    replica: Ints
+    tokens: Ints
+    tokens_valid: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +71,48 @@ def trained_tokens(marks: Iterable[StepTokens]) -> TrainedTokens:
 
     An attempt that was killed before all replicas had marked a step gives way to one in which more of them had.
     """
-    replicas: dict[int, dict[int, dict[int, Counts]]] = defaultdict(lambda: defaultdict(dict))
-    disagree = False
-    for mark in marks:
-        counted = replicas[mark.step][mark.attempt]
-        value = (mark.tokens, mark.tokens_valid)
-        known = counted.setdefault(mark.replica, value)
-        if known != value:
-            disagree = True
-            counted[mark.replica] = max(known, value, key=_order)
-    kept = newest_attempts(replicas)
-    counts: list[Counts] = []
-    for step in kept:
-        runs = replicas[step]
-        counts.extend(runs[max(runs, key=lambda attempt: (len(runs[attempt]), attempt))].values())
-    valid = [number for _, number in counts if number is not None]
+    parts = [part for part in marks if len(part.step)]
+    if not parts:
+        return TrainedTokens(0, 0, None, 0, ())
+    table, disagree = _largest(parts)
+    runs, size = np.unique(table[:, :2], axis=0, return_counts=True)
+    attempts: dict[int, dict[int, int]] = defaultdict(dict)
+    for (step, attempt), replicas in zip(runs.tolist(), size.tolist(), strict=True):
+        attempts[step][attempt] = replicas
+    kept = newest_attempts(attempts)
+    fullest = {
+        (step, max(attempts[step], key=lambda attempt: (attempts[step][attempt], attempt)))
+        for step in kept
+    }
+    chosen = np.array([(step, attempt) in fullest for step, attempt in runs.tolist()])
+    counted = table[np.repeat(chosen, size)]
+    valid = counted[:, 4]
     return TrainedTokens(
         steps=len(kept),
-        tokens=sum(tokens for tokens, _ in counts),
-        tokens_valid=sum(valid) if counts and len(valid) == len(counts) else None,
-        lost_steps=sum(len(runs) for runs in replicas.values()) - len(kept),
+        tokens=int(counted[:, 3].sum()),
+        tokens_valid=int(valid.sum()) if len(valid) and valid.min() >= 0 else None,
+        lost_steps=len(runs) - len(kept),
         flags=("tokens_disagree",) if disagree else (),
     )
 
 
-def _order(counts: Counts) -> tuple[int, int]:
-    return counts[0], -1 if counts[1] is None else counts[1]
+def _largest(parts: Sequence[StepTokens]) -> tuple[Ints, bool]:
+    """The largest count of each replica in each run of a step, and whether its ranks disagree.
+
+    Returns:
+        [N, 5] step, attempt, replica, tokens, valid tokens; in order of the first three.
+    """
+    columns = [
+        np.concatenate(column)
+        for column in zip(
+            *(
+                (p.step, np.full(len(p.step), p.attempt), p.replica, p.tokens, p.tokens_valid)
+                for p in parts
+            ),
+            strict=True,
+        )
+    ]
+    table = np.unique(np.stack(columns, axis=1), axis=0)
+    last = np.ones(len(table), np.bool_)
+    last[:-1] = np.any(table[1:, :3] != table[:-1, :3], axis=1)
+    return table[last], not last.all()

@@ -56,6 +56,7 @@ def _columns() -> list[tuple[str, Any]]:
 
 _TYPES: Final[Mapping[str, Any]] = {"cause": pa.string(), "cpu_util_pct": pa.float64()}
 _SCHEMA: Final = pa.schema(_columns())
+_TIME: Final = _SCHEMA.get_field_index("t_mono_ns")
 
 
 def pack(source: Path, target: Path) -> int:
@@ -191,8 +192,7 @@ class Segment:
 
     def extent(self, group: int) -> tuple[int, int]:
         """The first and last time of one series in ns."""
-        index = self._file.schema_arrow.get_field_index("t_mono_ns")
-        statistics = self._file.metadata.row_group(group).column(index).statistics
+        statistics = self._file.metadata.row_group(group).column(_TIME).statistics
         return statistics.min, statistics.max
 
     def texts(self) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Bulk reading gives what the typed reader gives, of good files, hostile ones and segments."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from ekd_nemo.errors import DataError
 from ekd_nemo.metrics import columns
 from ekd_nemo.metrics.ledger import ledger_of_run
+from ekd_nemo.metrics.mark_lines import RankKey, Row, _key_of, _row_of, read_marks
 from ekd_nemo.metrics.series import SeriesKey, Telemetry, read_telemetry
 from ekd_nemo.records.jsonl import ReadReport, read_lines
-from ekd_nemo.records.lines import CounterLine, DeviceLine, HostLine, PowerLine, StopLine
+from ekd_nemo.records.lines import CounterLine, DeviceLine, HostLine, MarkLine, PowerLine, StopLine
 from ekd_nemo.records.parse import encode
 from ekd_nemo.records.segments import Segment, pack
 from tests.unit.metrics.synthetic import make_run
@@ -106,6 +107,82 @@ def test_hostile_files_are_read_alike(tmp_path_factory, found: list[bytes], ende
     path = tmp_path_factory.mktemp("f") / "power-n.jsonl"
     path.write_bytes(b"\n".join(found) + (b"\n" if ended else b""))
     same(path)
+
+
+@st.composite
+def mark_lines(draw: st.DrawFn) -> bytes:
+    """A line as the marks API writes it; or another order, odd values, garbage around it, torn, doubled."""
+    head, body = draw(st.sampled_from(BODIES))
+    number = draw(
+        st.sampled_from(
+            [
+                "5",
+                "0",
+                "05",
+                "-1",
+                "1.0",
+                "1e3",
+                "9223372036854775807",
+                "9223372036854775808",
+                "null",
+            ]
+        )
+    )
+    at = draw(st.sampled_from(["7", "1790000000000000000", number]))
+    tail = draw(st.sampled_from(TAILS))
+    body = body.replace("N", draw(st.sampled_from(["3", number])))
+    text = f'{{"schema_version":1,"kind":"{head}","t_mono_ns":{at},"t_wall_ns":8,{body},{tail}'
+    kind = draw(st.integers(0, 14))
+    if kind == 0:
+        return text[: draw(st.integers(0, len(text)))].encode()
+    if kind == 1:
+        return draw(
+            st.sampled_from(
+                [b"x" + text.encode(), text.encode() + b" ", text.encode() * 2, b"", b" \r", b"[]"]
+            )
+        )
+    if kind == 2 and text.endswith("}}"):
+        return json.dumps(dict(sorted(json.loads(text).items())) if number == "5" else {}).encode()
+    return text.encode()
+
+
+BODIES = [
+    ("phase_begin", '"phase":"student_train"'), ("phase_end", '"phase":"student_train"'),
+    ("phase_end", '"phase":"lunch"'),
+    ("step", '"step":N,"tokens":4096,"tokens_valid":4000'), ("step", '"step":4,"tokens":N,"tokens_valid":null'),
+    ("step", '"step":4'), ("span", '"phase":"teacher_forward","step":4,"duration_ns":N'), ("stop", '"phase":"eval"'),
+    ("phase_begin", '"phase":"eval","phase":"ept"'), ("step", '"rank":1,"step":1,"tokens":1,"tokens_valid":1'),
+]  # fmt: skip
+_TAIL = '"rank":R,"attempt":1,"node":"n","boot_id":"b","uuids":["u","v"],"parallel":{"tensor":0,"data":2}}'
+TAILS = [_TAIL.replace("R", "0")] * 8 + [
+    _TAIL.replace("R", "1"), _TAIL.replace("R", "-1"), _TAIL.replace("R", "null"), _TAIL[:-1] + ',"t_mono_ns":99}',
+    _TAIL.replace("R", "0").replace('["u","v"]', "[1]"), _TAIL.replace("R", "0").replace("2}}", "2}"),
+    _TAIL.replace("R", "0").replace('{"tensor":0,"data":2}', "{}"),
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(mark_lines(), max_size=8), st.booleans())
+def test_marks_in_their_fixed_form_are_read_as_by_the_typed_reader(
+    tmp_path_factory, found: list[bytes], ended: bool
+) -> None:
+    path = tmp_path_factory.mktemp("f") / "marks-0.jsonl"
+    data = b"\n".join(found) + (b"\n" if ended else b"")
+    path.write_bytes(data)
+    plain, report = ReadReport(), ReadReport()
+    expected: dict[RankKey, set[Row]] = defaultdict(set)
+    for line in read_lines(path, plain):
+        if isinstance(line, MarkLine):
+            expected[_key_of(line)].add(_row_of(line))
+    got = read_marks([path], report)
+    assert (report.lines, report.torn, report.bad) == (plain.lines, plain.torn, plain.bad)
+    assert got.keys() == expected.keys()
+    for key, columns_of_key in got.items():
+        rows = set(zip(*(column.tolist() for column in columns_of_key), strict=True))
+        assert rows <= expected[key]
+        # Lines of one time, kind, phase and step are one line, even where they differ in tokens.
+        assert {row[:4] for row in rows} == {row[:4] for row in expected[key]}
+        assert columns_of_key.t_ns.tolist() == sorted(columns_of_key.t_ns.tolist())
 
 
 def test_an_endless_line_is_one_bad_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

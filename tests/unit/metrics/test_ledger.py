@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ekd_nemo.metrics.energy import RunEnergy, run_energy
 from ekd_nemo.metrics.ledger import Ledger, build_ledger, ledger_of_run
-from ekd_nemo.metrics.marks import read_marks
+from ekd_nemo.metrics.mark_lines import read_marks
 from ekd_nemo.metrics.series import read_telemetry
 from ekd_nemo.metrics.tokens import trained_tokens
 from ekd_nemo.records.rundir import RunDir
@@ -462,14 +462,16 @@ def test_unbalanced_marks_are_closed_in_order_and_flagged(tmp_path: Path) -> Non
 
 
 def test_steps_of_each_row(tmp_path: Path) -> None:
-    recorder = one_gpu(300)
+    """Stretches of a phase within ten minutes share a row, later ones have the next."""
+    recorder = one_gpu(300, 730)
     recorder.phase(0, "prerun", 5, 10)
-    recorder.phase(0, "student_train", 10, 50)
-    recorder.phase(0, "checkpoint", 50, 60)
-    recorder.phase(0, "student_train", 60, 100)
-    for step in range(1, 9):
-        recorder.step(0, (10 if step <= 4 else 20) + 10 * step, step, 100)
-    rows = ledger(tmp_path, recorder).rows
+    recorder.phase(0, "student_train", 10, 30)
+    recorder.phase(0, "checkpoint", 30, 40)
+    recorder.phase(0, "student_train", 40, 60)
+    recorder.phase(0, "student_train", 660, 700)
+    for step, at in enumerate((20, 30, 50, 60, 670, 680, 690, 700), start=1):
+        recorder.step(0, at, step, 100)
+    rows = [row for row in ledger(tmp_path, recorder).rows if row.phase != "idle"]
     assert [(row.phase, row.step_first, row.step_last) for row in rows] == [
         ("prerun", None, None),
         ("student_train", 1, 4),
@@ -508,7 +510,5 @@ def test_the_order_and_the_files_of_the_lines_do_not_matter(
     mixed = read_telemetry(run.power_files())
     got = build_ledger(mixed, read_marks(run.marks_files(), mixed.report))
     assert got.rows == expected.rows
-    tokens = [
-        trained_tokens(m for rank in led.ranks for m in rank.tokens) for led in (got, expected)
-    ]
+    tokens = [trained_tokens(rank.tokens for rank in led.ranks) for led in (got, expected)]
     assert tokens[0] == tokens[1]

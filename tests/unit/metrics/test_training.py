@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ekd_nemo.metrics.marks import StepTokens
-from ekd_nemo.metrics.tokens import newest_attempts, trained_tokens
+from ekd_nemo.metrics.tokens import StepTokens, newest_attempts, trained_tokens
 from ekd_nemo.metrics.training import read_training, training_of
 
 
 def mark(
     step: int, *, attempt: int = 1, replica: int = 0, tokens: int = 100, valid: int | None = 90
 ) -> StepTokens:
-    return StepTokens(attempt, step, replica, tokens, valid)
+    """One step of one rank."""
+    values = (step, replica, tokens, -1 if valid is None else valid)
+    return StepTokens(attempt, *(np.array([value], np.int64) for value in values))
 
 
 def test_tokens_count_once_per_replica_however_many_ranks_mark_them() -> None:
