@@ -9,7 +9,9 @@ import importlib
 import logging
 import os
 import sys
+import time
 import traceback
+import warnings
 
 from ekd_nemo.errors import EXIT_OK, EXIT_USER, EkdError
 
@@ -21,7 +23,7 @@ VERBS: dict[str, str] = {
     "train": "ekd_nemo.models.train:main",
 }
 
-_log = logging.getLogger("ekd")
+OTHER_RANKS_WAIT_S = 3.0
 
 
 def run(argv: list[str]) -> int:
@@ -42,6 +44,8 @@ def run(argv: list[str]) -> int:
             f"error: the worker was given {given}; it takes one of: {', '.join(sorted(VERBS))}\n"
         )
         return EXIT_USER
+    if not debug:
+        quieten()
     try:
         module_name, function_name = VERBS[argv[0]].split(":")
         code = getattr(importlib.import_module(module_name), function_name)(argv[1:])
@@ -53,14 +57,25 @@ def run(argv: list[str]) -> int:
     return EXIT_OK if code is None else int(code)
 
 
+def quieten() -> None:
+    """Keep the libraries' warnings off the console; `--debug` shows them.
+
+    NeMo, Lightning and torch say dozens of lines about packages that are not there.
+    """
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
 def report_failure(error: EkdError) -> None:
-    """Write one line; of the ranks that fail alike only rank 0 speaks."""
-    rank, world = os.environ.get("RANK", "0"), int(os.environ.get("WORLD_SIZE", "1"))
-    if rank == "0" or not getattr(error, "all_ranks", True):
-        where = f" (rank {rank} of {world})" if world > 1 else ""
-        sys.stderr.write(f"error: {error}{where}\n")
-    else:
-        _log.info("rank %s: %s", rank, error)
+    """Write one line.
+
+    Ranks that fail alike fail at once: rank 0 speaks, and whoever started the ranks ends the rest
+    before they do. A rank that fails alone speaks a little later.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(OTHER_RANKS_WAIT_S)
+    sys.stderr.write(f"error: {error}" + (f" (rank {rank})\n" if rank != "0" else "\n"))
 
 
 def main() -> None:

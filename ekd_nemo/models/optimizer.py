@@ -29,11 +29,7 @@ def lr_at(step: int, optimizer: Optimizer, steps: int) -> float:
 
 
 class StepSchedule(LRSchedulerModule):
-    """Sets every parameter group's learning rate at each step.
-
-    Also sets the weight decay of the groups that Megatron exempts (norms and biases) to 0: NeMo
-    leaves that to a scheduler of Megatron's which it does not use.
-    """
+    """Sets the learning rate at each step; norms and biases do not decay, as Megatron has it."""
 
     def __init__(self, optimizer: Optimizer, steps: int) -> None:
         """Follow `lr_at`."""
@@ -42,8 +38,6 @@ class StepSchedule(LRSchedulerModule):
 
     def scheduler(self, model: Any, optimizers: Any) -> dict[str, Any]:
         """Lightning's description of the schedule."""
-        for group in optimizers.param_groups:
-            group["weight_decay"] = self._optimizer.weight_decay * group.get("wd_mult", 1.0)
 
         def share_of_peak(step: int) -> float:
             return lr_at(step, self._optimizer, self._steps) / self._optimizer.lr

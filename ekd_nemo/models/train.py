@@ -4,9 +4,7 @@ Checks everything that needs no engine first, so that a wrong recipe costs no im
 """
 
 import argparse
-import logging
 import os
-import warnings
 from pathlib import Path
 
 from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
@@ -43,7 +41,6 @@ def main(argv: list[str]) -> int:
     )
     try:
         phases.enter("prerun")
-        _quieten()
         from ekd_nemo.models.training import train
 
         return train(run, recipe, student, teacher, phases)
@@ -106,12 +103,3 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
             f"student.parallel.sequence_parallel needs samples of a multiple of {parallel.tensor} "
             f"tokens; the shards of {recipe.data.path} have {length}"
         )
-
-
-def _quieten() -> None:
-    """Keep the libraries' chatter off the console, unless it was asked for."""
-    if os.environ.get("EKD_DEBUG", "") not in ("", "0"):
-        return
-    warnings.simplefilter("ignore")
-    for name in ("lightning", "lightning.pytorch", "nemo_logger", "megatron", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)

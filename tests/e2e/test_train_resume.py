@@ -42,7 +42,7 @@ def test_torn_checkpoint_is_passed_over(pair: Pair, whole, tmp_path: Path) -> No
     run = make_run(tmp_path / "run", pair)
     checkpoints = run / "checkpoints"
     with started(run) as job:
-        job.until(lambda: (checkpoints / "step_0000004-unfinished").exists())
+        job.until((checkpoints / "step_0000004-unfinished").exists)
         job.kill()  # in the middle of saving the second checkpoint
     assert (checkpoints / "step_0000004-unfinished").exists()
     after = train(run, attempt=2)
