@@ -49,7 +49,7 @@ NS_PER_US: Final = 1_000
 US_PER_S: Final = 1_000_000
 MIB: Final = 1 << 20
 HOST_PERIOD_S: Final = 1.0
-JOIN_TIMEOUT_S: Final = 3.0
+JOIN_TIMEOUT_S: Final = 2.0
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 

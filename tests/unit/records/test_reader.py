@@ -14,8 +14,9 @@ from ekd_nemo.records.jsonl import LINE_MAX_BYTES, JsonlStore, ReadReport, read_
 from ekd_nemo.records.lines import CounterLine, Line, PowerLine, StepMark
 from ekd_nemo.records.parse import BadLineError, decode_object, encode, parse_object
 
+CASES = int(os.environ.get("EKD_TEST_CASES", "100"))  # of each property
 SHARED = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 INTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ekd_nemo.cli.app import main
 from ekd_nemo.records.identity import read_identity
 from ekd_nemo.records.lines import PowerLine, StopLine
 from ekd_nemo.records.rundir import RunDir, find_runs
@@ -28,7 +29,9 @@ def code_of(script: str) -> list[str]:
     return ["--", sys.executable, "-c", script]
 
 
-def test_record_passes_on_exit_code_and_output_and_leaves_a_whole_run(tmp_path: Path) -> None:
+def test_record_passes_on_exit_code_and_output_and_leaves_a_whole_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = (
         "import os,sys,time; print(os.environ['EKD_DEVICE_UUIDS']); time.sleep(0.4); sys.exit(7)"
     )
@@ -40,12 +43,11 @@ def test_record_passes_on_exit_code_and_output_and_leaves_a_whole_run(tmp_path: 
     (attempt,) = identity.attempts
     assert [device.uuid for device in attempt.devices] == done.stdout.strip().split(",")
     assert len(read_record(run).of(PowerLine)) >= 3
-    checked = ekd(tmp_path, "telemetry", "verify", "runs/x")
-    assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, "whole")
+    assert main(["telemetry", "verify", str(run.path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "whole"
     run.power_files()[0].write_text("{\n")
-    broken = ekd(tmp_path, "telemetry", "verify", "runs/x")
-    assert broken.returncode == 1
-    assert "1 torn lines" in broken.stdout
+    assert main(["telemetry", "verify", str(run.path)]) == 1
+    assert "1 torn lines" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -58,22 +60,31 @@ def test_record_passes_on_exit_code_and_output_and_leaves_a_whole_run(tmp_path: 
         (["telemetry", "verify", "runs/x"], "error: runs/x: no such run directory"),
     ],
 )
-def test_refusals_leave_nothing(tmp_path: Path, words: Sequence[str], says: str) -> None:
-    done = ekd(tmp_path, *words)
-    assert done.returncode == 2
-    assert done.stderr.startswith(says)
-    assert done.stderr.count("\n") == 1
+def test_refusals_leave_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: Sequence[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(says)
+    assert told.count("\n") == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-def test_another_command_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    assert ekd(tmp_path, *RECORD, "--", "true").returncode == 0
-    assert ekd(tmp_path, *RECORD, "--", "true").returncode == 0
-    (run,) = find_runs(tmp_path / "runs")
+def test_another_command_under_the_same_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*RECORD, "--", "true"]) == 0
+    assert main([*RECORD, "--", "false"]) == 2
+    assert "recipe_hash is" in capsys.readouterr().err
+    assert main([*RECORD, "--", "true"]) == 0
+    (run,) = find_runs(Path("runs"))
     assert [a.attempt for a in read_identity(run).attempts] == [1, 2]
-    refused = ekd(tmp_path, *RECORD, "--", "false")
-    assert refused.returncode == 2
-    assert "recipe_hash is" in refused.stderr
 
 
 def test_a_signal_reaches_the_command_and_the_record_is_closed(tmp_path: Path) -> None:
@@ -88,23 +99,22 @@ def test_a_signal_reaches_the_command_and_the_record_is_closed(tmp_path: Path) -
     assert record.of(StopLine)[0].reason == "SIGTERM"
 
 
-def test_doctor_says_what_would_be_measured(tmp_path: Path) -> None:
-    done = ekd(tmp_path, "doctor", "--json")
-    assert done.returncode == 0
-    facts = json.loads(done.stdout)
+def test_doctor_says_what_would_be_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
     assert facts["meters"]["estimate"].startswith("yes: ")
     devices = facts["what `auto` would measure"]
     assert devices
     assert all(device["source"] in ("measured", "estimated") for device in devices)
-    script = (
-        "import sys\n"
-        "from ekd_nemo.cli.doctor import survey\n"
-        "survey()\n"
-        "heavy = {'torch', 'nemo', 'megatron', 'transformers', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    light = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False, timeout=60)
-    assert light.returncode == 0
-    shown = ekd(tmp_path, "doctor").stdout
+    poison = tmp_path / "torch.py"
+    poison.write_text("raise ImportError('doctor imported torch')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    argv = [sys.executable, "-m", "ekd_nemo", "doctor", "--json"]
+    done = subprocess.run(argv, env=environment, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
     assert "what `auto` would measure" in shown
     assert devices[0]["device"] in shown
