@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+# A busy machine is no failure: examples have no time limit of their own, tests have pytest's.
+settings.register_profile("ekd", deadline=None)
+settings.load_profile("ekd")
 
 
 @pytest.fixture(scope="session")
