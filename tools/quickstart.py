@@ -31,7 +31,7 @@ def main() -> int:
             (sys.executable, "tools/make_teacher.py"),
         ),
         (
-            "Fine-tuning: a student of 10 of the teacher's 30 layers learns text (smoke_sft)",
+            "Fine-tuning: a student of 8 of the teacher's 30 layers learns text (smoke_sft)",
             (*EKD, "recipe", "launch", "smoke_sft", "--local"),
         ),
         (

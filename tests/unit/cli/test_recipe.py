@@ -8,6 +8,7 @@ from ekd_nemo.cli.app import main
 from ekd_nemo.config.loader import load_document
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import list_recipes, resolve_recipe
+from ekd_nemo.launch.plan import Plan
 
 ROOT = Path(__file__).parents[3]
 
@@ -95,3 +96,20 @@ def test_dry_run_prints_the_plan_and_what_is_wrong_and_does_nothing(
     assert "teacher.path: assets/teacher/smollm2-135m-instruct-q4: no such folder" in err
     assert "python tools/make_teacher.py" in err
     assert list(Path().iterdir()) == []
+
+
+def test_launch_passes_on_the_exit_code_and_the_way_to_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+
+    def stopped(plan: Plan, say: object, resume: str) -> int:
+        told.append(resume)
+        return 75
+
+    monkeypatch.setattr("ekd_nemo.launch.local.launch_local", stopped)
+    Path("runs dir").mkdir()
+    argv = ["recipe", "launch", "smoke_sft", "--local", "--runs", "runs dir", "--run-id", "mine"]
+    assert main([*argv, "--set", "train.steps=3", "--nproc", "2"]) == 75
+    expected = "--set=train.steps=3 --local --nproc 2 --runs 'runs dir' --run-id mine"
+    assert told == [f"ekd recipe launch smoke_sft {expected}"]

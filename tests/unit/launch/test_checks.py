@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ekd_nemo.config.resolve import resolve_recipe
-from ekd_nemo.errors import EXIT_USER, EkdError
+from ekd_nemo.errors import EXIT_USER, EkdError, MissingExtraError
 from ekd_nemo.launch import checks
 from ekd_nemo.launch.local import plan_local
 from tests.unit.launch.conftest import CONFIG
@@ -97,3 +97,12 @@ def test_hub_ids_and_folders(here: Path) -> None:
     assert not checks.is_hub_id("models/gone")
     assert not checks.is_hub_id("assets/teacher/gone")
     assert not checks.is_hub_id("/abs/gone")
+
+
+def test_a_missing_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lm_eval" else 1)
+    recipe = resolve_recipe("tiny").recipe
+    checks.check_extras(recipe)
+    evaluated = resolve_recipe("tiny", ["evaluation.lm.tasks=[x]"]).recipe
+    with pytest.raises(MissingExtraError, match=r"pip install 'ekd-nemo\[eval\]'"):
+        checks.check_extras(evaluated)
