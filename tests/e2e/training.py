@@ -161,13 +161,18 @@ class Job:
         return [int(rank.exitcode or 0) for rank in self.ranks]
 
     def kill(self) -> None:
-        """kill -9 for every rank."""
+        """kill -9 for every rank and what it has started: Megatron's writer outlives its rank."""
         for rank in self.ranks:
+            assert rank.pid
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(rank.pid, signal.SIGKILL)
             rank.kill()
             rank.join()
 
     def signal(self, number: signal.Signals, rank: int) -> None:
-        os.kill(self.ranks[rank].pid or 0, number)
+        pid = self.ranks[rank].pid
+        assert pid
+        os.kill(pid, number)
 
     def until(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
         """Wait for something that the run does."""
@@ -216,6 +221,7 @@ def _rank(run: Path, rank: int, world: int, port: int, attempt: int) -> None:
 
     from ekd_nemo import worker
 
+    os.setsid()
     with (run / f"rank-{rank}.log").open("a", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
