@@ -72,9 +72,8 @@ class NvmlMeter:
     """All GPUs that this process may use, or those of `uuids`.
 
     Args:
-        uuids: GPU UUIDs to read; None: those in CUDA_VISIBLE_DEVICES if it holds UUIDs, else all
-            that
-            the driver shows. CUDA's device numbers are not NVML's and are never used.
+        uuids: GPU UUIDs to read; None: those in CUDA_VISIBLE_DEVICES if it holds UUIDs, or numbers
+            that CUDA_DEVICE_ORDER makes NVML's, else all that the driver shows.
         driver: the pynvml module; None imports it.
     Raises: MeterUnavailableError without driver, library or GPU, or for a UUID that is not there.
     """
@@ -130,7 +129,10 @@ class NvmlMeter:
     def _find(self, uuids: Sequence[str] | None) -> list[_Gpu]:
         nvml = self._nvml
         if uuids is None:
-            handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+            indices = visible_indices()
+            if indices is None:
+                indices = list(range(nvml.nvmlDeviceGetCount()))
+            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
         else:
             handles = [self._board(uuid) for uuid in uuids]
         found = {_text(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
@@ -348,6 +350,18 @@ def visible_uuids() -> list[str] | None:
     if entries[0] in ("", "-1"):
         return []
     return [e for e in entries if e.startswith(("GPU-", "MIG-"))] or None
+
+
+def visible_indices() -> list[int] | None:
+    """NVML's numbers of the GPUs in CUDA_VISIBLE_DEVICES, where CUDA counts as NVML does.
+
+    Returns: None unless CUDA_DEVICE_ORDER is PCI_BUS_ID, NVML's own order; by default CUDA puts the
+        fastest first, and its numbers say nothing here.
+    """
+    entries = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        return None
+    return [int(e) for e in entries] if all(e.strip().isdecimal() for e in entries) else None
 
 
 def _import_driver() -> ModuleType:

@@ -180,8 +180,13 @@ def test_gpus_are_chosen_by_uuid(clock: VirtualClock, monkeypatch: pytest.Monkey
     assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-a", "GPU-b", "GPU-c"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-c,GPU-a")
     assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-c", "GPU-a"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")  # CUDA's number says nothing about NVML's
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")  # CUDA's numbers are not NVML's
     assert len(open_meter(*boards).devices) == 3
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # now they are
+    assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-c", "GPU-a"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(MeterUnavailableError, match="nvml: "):
+        open_meter(*boards)
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         with pytest.raises(MeterUnavailableError, match="no GPU that this process may use"):

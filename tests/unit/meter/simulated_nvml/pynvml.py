@@ -17,7 +17,7 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).parent))
 from board import AVERAGE_WINDOW_S, INSTANT_WINDOW_S, Board, Machine
 
-NOT_SUPPORTED, NOT_FOUND, LIBRARY_NOT_FOUND, GPU_IS_LOST = 3, 6, 12, 15
+INVALID_ARGUMENT, NOT_SUPPORTED, NOT_FOUND, LIBRARY_NOT_FOUND, GPU_IS_LOST = 2, 3, 6, 12, 15
 _TEXTS = {3: "Not Supported", 6: "Not Found", 12: "NVML Shared Library Not Found"}
 _TEXTS[GPU_IS_LOST] = "GPU is lost"
 _UNSIGNED, _UNSIGNED_LONG_LONG = 1, 3
@@ -85,6 +85,8 @@ def nvmlDeviceGetCount() -> int:
 
 def nvmlDeviceGetHandleByIndex(index: int) -> Board:
     assert MACHINE is not None
+    if index >= len(MACHINE.boards):
+        raise NVMLError(INVALID_ARGUMENT)
     return MACHINE.boards[index]
 
 
