@@ -59,3 +59,22 @@ def ledger(
     for folder in runs:
         for run in find_runs(folder):
             typer.echo(derive(run))
+
+
+@app.command("import")
+def import_(
+    path: Annotated[
+        Path,
+        typer.Argument(help="A folder with CATEGORY/MODEL/telemetry.jsonl, or a CSV power log."),
+    ],
+    runs: Annotated[Path, typer.Option(help="Where the run directories go.")] = Path("runs"),
+    without_scores: Annotated[
+        bool, typer.Option("--without-scores", help="Leave eval.json out.")
+    ] = False,
+) -> None:
+    """Make run directories from the earlier framework's folders or from a CSV power log."""
+    from ekd_nemo.metrics.imports.folders import import_path
+
+    for made in import_path(path, runs, scores=not without_scores):
+        left_out = f"; left out: {made.dropped}" if made.dropped else ""
+        typer.echo(f"{made.run.path}: {', '.join(made.flags)}{left_out}")

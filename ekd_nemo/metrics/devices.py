@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def device_of(keys: Sequence[SeriesKey], series: Mapping[SeriesKey, Series]) -> 
         filled(counter, power),
         _watts([line.idle_power_mw for line in lines]),
         _watts([line.power_limit_mw for line in lines]),
-        tuple(sorted(flags | _mig_flags(lines))),
+        tuple(sorted(flags | _mig_flags(lines) | _stated_flags(lines))),
     )
 
 
@@ -139,6 +139,18 @@ def _is_stuck(counter: EnergyCurve, power: EnergyCurve) -> bool:
 
 def _mig_flags(lines: Sequence[DeviceLine]) -> set[str]:
     return {"mig"} if any(line.mig for line in lines) else set()
+
+
+def _stated_flags(lines: Sequence[DeviceLine]) -> set[str]:
+    """Flags that whoever wrote the device's line put among its parameters."""
+    stated = [(line.parameters or {}).get("flags") for line in lines]
+    return {
+        flag
+        for flags in stated
+        if isinstance(flags, list)
+        for flag in cast("list[object]", flags)
+        if isinstance(flag, str)
+    }
 
 
 def _watts(values_mw: Sequence[int | None]) -> float | None:

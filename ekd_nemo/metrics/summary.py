@@ -17,6 +17,7 @@ from ekd_nemo.metrics.tokens import TrainedTokens, trained_tokens
 from ekd_nemo.metrics.training import Training, read_training
 from ekd_nemo.records.identity import RunIdentity, read_identity
 from ekd_nemo.records.rundir import RunDir, find_runs
+from ekd_nemo.units import J_PER_KWH
 
 PHASE: Final = "phase:"
 SCORE: Final = "score:"
@@ -142,6 +143,7 @@ def _energy_figures(energy: RunEnergy, tokens: Quantity) -> dict[str, Quantity]:
     return {
         "duration": energy.duration,
         "e_run": energy.e_run,
+        "e_run_kwh": energy.e_run.divided_by(Quantity(J_PER_KWH), "kWh"),
         "e_charged": energy.e_run,
         "e_amortised": energy.e_run,
         "mean_power": energy.mean_power,
