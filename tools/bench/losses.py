@@ -373,8 +373,8 @@ def _compare(loss: str, arguments: argparse.Namespace) -> dict[str, dict[str, An
         for peer in peers:
             if i and "reason" in rounds[peer][0]:
                 continue
-            print(f"{loss}: round {i + 1}, {peer}", file=sys.stderr)
             rounds[peer].append(_run_peer(peer, loss, arguments))
+            print(f"{loss}, round {i + 1}, {peer}: {rounds[peer][-1]}", file=sys.stderr)
     return {peer: _merge(results) for peer, results in rounds.items()}
 
 

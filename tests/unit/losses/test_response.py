@@ -174,6 +174,42 @@ def test_chunks_do_not_matter(chunk_tokens: int) -> None:
     assert relative_error(grad_head, whole_head) < FLOAT64
 
 
+@pytest.mark.parametrize("num_parts", [2, 3, 13])
+def test_parts_of_the_batch_add_up(num_parts: int) -> None:
+    """Microbatches, data-parallel ranks, context shards: sums of parts are the sum of all."""
+    pair = random_pair()
+    whole, whole_hidden, whole_head = run(pair)
+    total, ce, count = torch.zeros(3, dtype=torch.float64).unbind()
+    grads_hidden, grad_head = [], torch.zeros_like(pair.head)
+    for rows in torch.arange(13).tensor_split(num_parts):
+        part = replace(
+            pair,
+            hidden=pair.hidden[rows],
+            labels=pair.labels[rows],
+            valid=pair.valid[rows],
+            teacher_hidden=pair.teacher_hidden[rows],
+        )
+        parts, grad_hidden, grad = run(part)
+        total, ce, count = total + parts.total, ce + parts.sums["ce"], count + parts.count
+        grads_hidden.append(grad_hidden)
+        grad_head += grad
+    assert count == whole.count
+    assert relative_error(total, whole.total) < FLOAT64
+    assert relative_error(ce, whole.sums["ce"]) < FLOAT64
+    assert relative_error(torch.cat(grads_hidden), whole_hidden) < FLOAT64
+    assert relative_error(grad_head, whole_head) < FLOAT64
+
+
+def test_autocast_outside_changes_nothing() -> None:
+    """Mixed precision around the loss must not reach its products."""
+    pair = random_pair().to(torch.float32)
+    plain, plain_hidden, _ = run(pair)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        parts, grad_hidden, _ = run(pair)
+    assert parts.total == plain.total
+    assert torch.equal(grad_hidden, plain_hidden)
+
+
 def test_memory_bound_sets_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No buffer of logits is larger than the bound allows."""
     seen: list[int] = []
