@@ -1,8 +1,8 @@
 """Power of the processor packages estimated from their utilisation and a stated TDP.
 
 `P = idle + (tdp - idle) * utilisation`, always labelled `estimated`. It knows nothing of clocks,
-vector width, memory
-or the rest of the machine: good for trying the whole road on a laptop, never for a claim.
+vector width, memory or the rest of the machine: good for trying the whole road on a laptop, never
+for a claim.
 
 Units: TDP in W; readings in mW and mJ. Clock: CLOCK_MONOTONIC; busy time from the kernel's tick
 counters (10 ms).

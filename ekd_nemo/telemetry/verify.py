@@ -3,8 +3,8 @@
 A problem makes the record incomplete; a note is something to know that the figures already carry.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,8 +19,7 @@ from ekd_nemo.records.lines import (
     PhaseBegin,
     PhaseEnd,
     PowerLine,
-    StartLine,
-    StopLine,
+    TelemetryLine,
 )
 from ekd_nemo.records.parse import BadLineError, decode_object, parse_object
 from ekd_nemo.records.rundir import RunDir
@@ -83,13 +82,22 @@ def verify_run(run: RunDir) -> Verdict:
     return verdict
 
 
+@dataclass(slots=True)
+class _Sampler:
+    """One sampler process: its node, when it was first seen, and which kinds of lines are there."""
+
+    node: str
+    t_wall_ns: int
+    kinds: set[str] = field(default_factory=set[str])
+
+
 class _Telemetry:
     """What the samplers' files hold together: devices, samplers and events."""
 
     def __init__(self, verdict: Verdict) -> None:
         self.verdict = verdict
         self.devices: dict[tuple[str, str], DeviceRecord] = {}
-        self.samplers: dict[str, set[str]] = defaultdict(set)
+        self.samplers: dict[str, _Sampler] = {}
         self.events: Counter[tuple[str, str, str, str]] = Counter()
 
     def read(self, path: Path) -> None:
@@ -124,6 +132,9 @@ class _Telemetry:
         return self.devices.setdefault((uuid, sampler), DeviceRecord(node, boot_id, uuid, sampler))
 
     def _take(self, line: Line) -> None:
+        if isinstance(line, TelemetryLine):
+            seen = self.samplers.setdefault(line.sampler, _Sampler(line.node, line.t_wall_ns))
+            seen.kinds.add(line.kind)
         if isinstance(line, PowerLine | CounterLine | DeviceLine):
             device = self._device(line.node, line.boot_id, line.uuid, line.sampler)
             device.meter, device.source = line.meter, line.source
@@ -131,8 +142,6 @@ class _Telemetry:
                 device.counters.append((line.t_mono_ns, line.e_mj))
             elif isinstance(line, PowerLine):
                 device.add_sample(line.t_mono_ns, line.p_avg_mw, line.p_inst_mw)
-        elif isinstance(line, StartLine | StopLine):
-            self.samplers[line.sampler].add(line.kind)
         elif isinstance(line, EventLine):
             self.events[line.node, line.event, line.uuid or "", line.detail or ""] += 1
             if line.event == "counter_reset":
@@ -143,7 +152,7 @@ class _Telemetry:
     def judge(self) -> None:
         """Put devices, problems and notes into the verdict."""
         self.verdict.devices += self.devices.values()
-        _judge_samplers(self.samplers, set(sampler for _, sampler in self.devices), self.verdict)
+        _judge_samplers(self.samplers, self.verdict)
         for (node, event, uuid, detail), count in self.events.items():
             text = " ".join(part for part in (f"{node}: {event}", uuid, detail) if part)
             times = f" ({count} times)" if count > 1 else ""
@@ -155,12 +164,23 @@ def _identity(series: SegmentSeries) -> tuple[str | None, ...]:
     return series.node, series.boot_id, series.uuid, series.sampler
 
 
-def _judge_samplers(ends: dict[str, set[str]], samplers: set[str], verdict: Verdict) -> None:
-    for sampler in sorted(samplers | set(ends)):
-        if "start" not in ends[sampler]:
-            verdict.problems.append(f"sampler {sampler} has no start line")
-        if "stop" not in ends[sampler]:
-            verdict.problems.append(f"sampler {sampler} has no stop line: killed, or still running")
+def _judge_samplers(samplers: Mapping[str, _Sampler], verdict: Verdict) -> None:
+    """A killed sampler is a problem, unless a later one on its node went on for it."""
+    newest = {sampler.node: sampler for sampler in sorted(samplers.values(), key=_begin)}
+    for name, sampler in sorted(samplers.items()):
+        if "start" not in sampler.kinds:
+            verdict.problems.append(f"sampler {name} on {sampler.node} has no start line")
+        if "stop" in sampler.kinds:
+            continue
+        text = f"sampler {name} on {sampler.node} has no stop line: killed"
+        if sampler is newest[sampler.node]:
+            verdict.problems.append(f"{text}, or still running")
+        else:
+            verdict.notes.append(f"{text}; a later one went on")
+
+
+def _begin(sampler: _Sampler) -> int:
+    return sampler.t_wall_ns
 
 
 def _judge_device(device: DeviceRecord, verdict: Verdict) -> None:

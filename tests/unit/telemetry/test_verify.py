@@ -121,8 +121,8 @@ HOLED = [
 @pytest.mark.parametrize(
     ("lines", "marks", "says"),
     [
-        (without(WHOLE, StopLine), MARKS, "sampler s1 has no stop line: killed, or still running"),
-        (without(WHOLE, StartLine), MARKS, "sampler s1 has no start line"),
+        (without(WHOLE, StopLine), MARKS, "sampler s1 on n has no stop line: killed, or still running"),
+        (without(WHOLE, StartLine), MARKS, "sampler s1 on n has no start line"),
         (HOLED, MARKS, "1 gaps, 10.0 s of 90.0 s, the longest 10.0 s"),
         (HOLED, MARKS, "10.0 s of its 88.0 s are not sampled on U"),
         ([*WHOLE, event("device_lost")], MARKS, "device_lost U"),
@@ -161,7 +161,8 @@ def test_a_killed_attempt_that_was_resumed_is_a_note(judge: Callable[..., Verdic
     verdict = judge(lines, marks)
     assert [p for p in verdict.problems if "marks" in p] == []
     assert any("attempt 1: a phase without end: killed" in note for note in verdict.notes)
-    assert any("sampler s1 has no stop line" in problem for problem in verdict.problems)
+    assert any("sampler s1 on n has no stop line: killed; a later" in n for n in verdict.notes)
+    assert verdict.is_whole
 
 
 def test_nothing_sampled_and_no_run(tmp_path: Path) -> None:
