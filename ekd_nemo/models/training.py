@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
+from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.plugins import MegatronMixedPrecision
 from nemo.utils import AppState
 from nemo.utils import logging as nemo_logging
@@ -26,6 +27,7 @@ from ekd_nemo.models.checkpointing import (
     checkpoint_step,
     latest_checkpoint,
     remove_unfinished,
+    start_writers_helper,
 )
 from ekd_nemo.models.config import decoder_config
 from ekd_nemo.models.convert_source import open_source
@@ -73,6 +75,9 @@ def train(
     cpu.install()
     if os.environ.get("EKD_DEBUG", "") in ("", "0"):
         nemo_logging.setLevel(logging.ERROR)
+    # NVIDIA's OneLogger: NeMo switches it on where RANK is 0 and only its own recipes configure it;
+    # without that, rank 0 fails at its first checkpoint (nemo/lightning/one_logger_callback.py).
+    CallbackGroup.get_instance().callbacks.clear()
     _check_device(recipe)
     stop = StopOnSignal()
     rank = int(os.environ.get("RANK", "0"))
@@ -92,6 +97,7 @@ def train(
             log.say(f"step {first} of {recipe.train.steps} is done: nothing left to train")
             return EXIT_OK
         log.begin(first)
+        start_writers_helper()
         model = student_model(recipe, student, _sequence_length(recipe))
         if latest is None:
             model.source = student_source(recipe, student)
