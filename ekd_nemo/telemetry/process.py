@@ -47,7 +47,7 @@ class Ready(BaseModel):
 class Sampler:
     """The sampler of this node, around a block: `with Sampler(run, settings) as sampler: ...`.
 
-    The process has its own session, so that Ctrl-C and a killed process group do not reach it, and
+    The process is detached from the terminal: Ctrl-C and a killed process group do not reach it; it
     follows this process: when this one and all ranks that wrote marks are gone, it ends by itself.
 
     Args:
