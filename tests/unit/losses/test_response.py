@@ -210,6 +210,19 @@ def test_autocast_outside_changes_nothing() -> None:
     assert torch.equal(grad_hidden, plain_hidden)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_logits_stay_finite(kind: Any) -> None:
+    """Logits of size 1e4 in float32: most probabilities are 0, none is lost track of."""
+    pair = random_pair().to(torch.float32)
+    pair.head.mul_(1e4)
+    pair.teacher_head.mul_(1e4)
+    parts, grad_hidden, grad_head = run(pair, ResponseSettings(kind, 0.5))
+    assert parts.sums[f"response_{kind}"] > 0
+    assert parts.total.isfinite()
+    assert grad_hidden.isfinite().all()
+    assert grad_head.isfinite().all()
+
+
 def test_memory_bound_sets_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No buffer of logits is larger than the bound allows."""
     seen: list[int] = []
