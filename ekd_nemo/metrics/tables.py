@@ -100,7 +100,8 @@ def training_table(summary: Summary) -> Table:
     return Table(
         "Training",
         "tokens: non-padding tokens of the steps that are in the weights. Losses in nats per token; "
-        "final loss is the recipe's objective at the last step. Held-out: last validation.",
+        "final loss is the recipe's objective at the last step. Held-out: last validation. "
+        "time: what E_run spans.",
         ("run", *(column.heading for column in _TRAINING)),
         _sections(summary, lambda figures: _cells(figures, _TRAINING)),
     )
@@ -239,7 +240,9 @@ def notes_of(summary: Summary) -> list[str]:
         for name, quantity in run.figures.items():
             if quantity.value is None and name in _EXPLAINED:
                 missing.setdefault((quantity.reason or "", _LABELS[name]), []).append(run.run_id)
-        for flag in sorted({*run.flags, *(f for q in run.figures.values() for f in q.flags)}):
+        # idle time between two marks is always short: that it is apportioned says nothing
+        told = [quantity for name, quantity in run.figures.items() if name != f"{PHASE}idle"]
+        for flag in sorted({*run.flags, *(f for q in told for f in q.flags)}):
             flags.setdefault(flag, []).append(run.run_id)
     for method in summary.methods:
         for flag in sorted({f for q in method.figures.values() for f in q.flags} & _OF_METHODS):
