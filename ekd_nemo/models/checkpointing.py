@@ -1,12 +1,16 @@
 """Megatron distributed checkpoints in the run directory: the newest finished one is kept."""
 
 import shutil
+from multiprocessing import get_context
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 
+from ekd_nemo.backend.child import die_with_parent
 from ekd_nemo.models.phases import PhaseClock
 
 NAME = "step_{step:07d}"
@@ -43,6 +47,18 @@ def remove_unfinished(folder: Path) -> None:
 
 def _marker(path: Path) -> Path:
     return ModelCheckpoint.format_checkpoint_unfinished_marker_path(path)
+
+
+def start_writers_helper() -> None:
+    """Start the helper process of Megatron's checkpoint writer so that it dies with this process.
+
+    Megatron starts it with the first checkpoint; after a `kill -9` it would stay for ever. Takes a
+    second or two. Needed once, before the first checkpoint.
+    """
+    if filesystem_async._results_queue is None:  # pyright: ignore[reportUnnecessaryComparison]
+        helper = SyncManager(ctx=get_context("spawn"))
+        helper.start(initializer=die_with_parent)
+        filesystem_async._results_queue = helper.Queue()
 
 
 class StepCheckpoint(ModelCheckpoint):

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
+from ekd_nemo.backend.device import compute_device
 from ekd_nemo.parallel.batch import Microbatch
 
 
@@ -56,7 +57,7 @@ def sum_from_last_stage(values: Tensor) -> Tensor:
         parallel_state.is_pipeline_last_stage()
         and parallel_state.get_tensor_model_parallel_rank() == 0
     )
-    total = values.clone() if speaks else torch.zeros_like(values)
+    total = (values if speaks else torch.zeros_like(values)).to(compute_device(), copy=True)
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total
