@@ -30,7 +30,7 @@ class LmOptions:
     target: Path
     teacher: Path | None
     tasks: str | None
-    include_path: Path | None
+    include_path: Path | None  # of lighteval: the file of custom tasks
     limit: int | None
     num_fewshot: int | None
     batch_size: int | None
@@ -42,6 +42,11 @@ class LmOptions:
     student_only: bool
     again: bool
     trust_remote_code: bool
+
+    def check(self) -> None:
+        """Raise UserError for a value that is none of those accepted."""
+        _one_of("--device", self.device, ("cpu", "cuda", "auto"))
+        _one_of("--dtype", self.dtype, ("float32", "bfloat16", "auto"))
 
     def names(self, wanted: EvalLm) -> tuple[str, ...]:
         """The tasks asked for, each once."""
@@ -67,8 +72,7 @@ class LmOptions:
 
 def run_lm(options: LmOptions) -> None:
     """Check everything, evaluate what is not stored, print the scores."""
-    _one_of("--device", options.device, ("cpu", "cuda", "auto"))
-    _one_of("--dtype", options.dtype, ("float32", "bfloat16", "auto"))
+    options.check()
     subject = find_subject(options.target)
     wanted = subject.evaluation
     names = options.names(wanted)
@@ -88,14 +92,14 @@ def run_lm(options: LmOptions) -> None:
         subject.log(eval_dir),
         typer.echo,
         again=options.again,
-        around=lambda: _metered(subject),
+        around=lambda: metered(subject),
     )
     typer.echo(table(score_rows(read_eval_dir(eval_dir.path))))
     typer.echo(f"results: {eval_dir.path}")
 
 
 @contextmanager
-def _metered(subject: Subject) -> Generator[None, None, None]:
+def metered(subject: Subject) -> Generator[None, None, None]:
     """Evaluate under the launcher's sampler if it started this, else under one of our own; outside a run under none."""
     if subject.run is None or subject.recipe is None:
         yield

@@ -87,6 +87,75 @@ def lm(
 
 
 @app.command()
+def light(
+    target: Annotated[Path, typer.Argument(help="A run directory, or a Hugging Face folder.")],
+    teacher: Annotated[
+        Path | None, typer.Option(help="Teacher folder; by default the recipe's.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, with commas; by default python_docs_last_word.")
+    ] = None,
+    custom_tasks: Annotated[
+        Path | None, typer.Option(help="A Python file of lighteval tasks; it is run.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items per task, as lighteval draws them.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="Examples in the prompt; by default none.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Sequences at once; rounded up to eights.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or auto: float32 on a CPU, bfloat16 on a GPU.")
+    ] = "auto",
+    data: Annotated[
+        Path | None, typer.Option(help="Shards whose held-out side the built-in task takes.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; by default the run's eval/.")
+    ] = None,
+    env: Annotated[Path, typer.Option(help="Environment of lighteval; made if absent.")] = Path(
+        "assets/env/lighteval"
+    ),
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put prompts into the chat template.")
+    ] = False,
+    student_only: Annotated[
+        bool, typer.Option("--student-only", help="Leave the teacher out.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run also what is stored.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+    ] = False,
+) -> None:
+    """Run lighteval, in an environment of its own, on a run's student and teacher, or on one model."""
+    from ekd_nemo.cli.eval_light import run_light
+    from ekd_nemo.cli.eval_lm import LmOptions
+
+    options = LmOptions(
+        target=target,
+        teacher=teacher,
+        tasks=tasks,
+        include_path=custom_tasks,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        data=data,
+        out=out,
+        chat_template=chat_template,
+        student_only=student_only,
+        again=again,
+        trust_remote_code=trust_remote_code,
+    )
+    run_light(options, env)
+
+
+@app.command()
 def compare(
     first: Annotated[
         str, typer.Argument(help="A run (its student), RUN:teacher, or a folder of results.")

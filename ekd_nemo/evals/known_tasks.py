@@ -44,7 +44,9 @@ def facts_of(task: str, metadata: Mapping[str, Any]) -> TaskFacts | None:
     if isinstance(metadata.get("primary_metric"), str):
         metric = str(metadata["primary_metric"])
         return TaskFacts(metric, chance=chance_of(metric, metadata))
-    prefixes = [name for name in _FACTS if task == name or task.startswith(f"{name}_")]
+    prefixes = [
+        name for name in _FACTS if task == name or task.startswith((f"{name}_", f"{name}:"))
+    ]
     return _FACTS[max(prefixes, key=len)] if prefixes else None
 
 

@@ -91,7 +91,9 @@ def find_targets(
         teacher = teacher or _teacher_of(subject.recipe)
     if teacher is not None and not student_only:
         model = open_model(teacher)
-        targets.append(Target("teacher", model, EvalDir(STORE / model.label), eval_dir))
+        targets.append(
+            Target("teacher", model, EvalDir(STORE / model.label, eval_dir.harness), eval_dir)
+        )
     return tuple(targets)
 
 

@@ -92,10 +92,7 @@ def gather_tasks(
 def built_in(name: str, split: Split, store: Path) -> Path:
     """A folder with one task's YAML and data, named by the hash of both; made if it is not there."""
     template = files("ekd_nemo.evals").joinpath("tasks", f"{name}.yaml").read_text()
-    lines = "".join(
-        json.dumps(item, ensure_ascii=False) + "\n"
-        for item in items_of(name, split.seed, split.fraction)
-    )
+    lines = items_text(name, split)
     digest = sha256(f"{template}\0{lines}".encode()).hexdigest()[:16]
     folder = store / digest
     data = folder / f"{name}.jsonl"
@@ -104,12 +101,18 @@ def built_in(name: str, split: Split, store: Path) -> Path:
         "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _keep(data, lines)
-    _keep(folder / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False))
+    keep(data, lines)
+    keep(folder / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False))
     return folder
 
 
-def _keep(path: Path, text: str) -> None:
+def items_text(name: str, split: Split) -> str:
+    """The items of a built-in task, one JSON object a line."""
+    items = items_of(name, split.seed, split.fraction)
+    return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+
+
+def keep(path: Path, text: str) -> None:
     """Write the file unless it says so already: a store that was moved or damaged is put right."""
     if not path.is_file() or path.read_text() != text:
         write_text(path, text)
