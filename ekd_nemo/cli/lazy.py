@@ -15,6 +15,7 @@ GROUPS: dict[str, tuple[str, str]] = {
     "eval": ("Evaluate models.", "ekd_nemo.cli.evals:app"),
     "telemetry": ("Record the energy of a command.", "ekd_nemo.cli.telemetry:app"),
     "metrics": ("Turn runs into tables.", "ekd_nemo.cli.metrics:app"),
+    "report": ("Turn runs into one page with pictures.", "ekd_nemo.cli.report:app"),
     "doctor": ("Say what this machine can run and measure.", "ekd_nemo.cli.doctor:doctor"),
 }
 

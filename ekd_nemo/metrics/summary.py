@@ -43,6 +43,11 @@ class RunSummary:
     base: Figures
     flags: tuple[str, ...]
 
+    @property
+    def records(self) -> RunDir:
+        """Where the run's records lie."""
+        return RunDir(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class MethodSummary:

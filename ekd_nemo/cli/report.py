@@ -1,0 +1,34 @@
+"""`ekd report`: runs as one page with tables and pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ekd_nemo.cli.common import require_extra
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Runs as one page.")
+
+
+@app.callback()
+def _group() -> None:
+    """Runs as one page with tables and pictures."""
+
+
+@app.command()
+def build(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="The HTML file; replaced if it exists.")] = Path(
+        "report.html"
+    ),
+    figures: Annotated[
+        Path | None, typer.Option(help="A folder for each figure as PNG and PDF.")
+    ] = None,
+) -> None:
+    """Build a self-contained HTML report."""
+    require_extra("ekd report build", "report", "matplotlib")
+    from ekd_nemo.report.content import gather
+    from ekd_nemo.report.page import build as build_page
+
+    drawn = build_page(gather(runs), out, figures)
+    typer.echo(f"{out}: {len(drawn)} figures ({', '.join(drawn) or 'no telemetry'})")

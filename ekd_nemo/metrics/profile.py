@@ -1,0 +1,115 @@
+"""Power of one run over its own time, on an even grid: what the pictures of a report are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ekd_nemo.metrics.curve import Floats, Ints
+from ekd_nemo.metrics.devices import Device, device_keys, device_of
+from ekd_nemo.metrics.ledger import Ledger
+from ekd_nemo.metrics.phase_time import Window
+from ekd_nemo.metrics.series import Telemetry
+from ekd_nemo.records.phases import PHASES
+from ekd_nemo.units import NS_PER_S
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """One run's accelerators over time; attempts follow each other without the time between them.
+
+    Attributes:
+        edges_s: [B+1] bounds of the bins since the run began.
+        power_w: [B] mean power of all accelerators together; NaN where a device has no sample.
+        devices_w: [B] mean power by device (UUID).
+        phases: stretches of the first rank as start, end and name, in s.
+    """
+
+    edges_s: Floats
+    power_w: Floats
+    devices_w: dict[str, Floats]
+    phases: tuple[tuple[float, float, str], ...]
+
+
+def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | None:
+    """The profile of a run with bins of `bin_s`; None where no attempt has a phase that E_run counts."""
+    starts = _starts(ledger)
+    if not starts:
+        return None
+    count = max(1, int(np.ceil(ledger.duration_s / bin_s)))
+    edges_s = np.arange(count + 1) * bin_s
+    occupied = {(r.key.boot_id, uuid) for r in ledger.ranks for uuid in r.key.uuids}
+    devices: dict[str, Floats] = {}
+    for (boot, uuid), keys in device_keys(telemetry.series).items():
+        if (boot, uuid) not in occupied:
+            continue
+        device = device_of(keys, telemetry.series)
+        if device.role == "host":
+            continue
+        power = _binned(device, ledger.windows.get(boot, ()), starts, edges_s)
+        devices[uuid] = _first_known(devices.get(uuid), power)
+    if not devices:
+        return None
+    return Profile(
+        edges_s, np.sum(list(devices.values()), axis=0), devices, _phases(ledger, starts)
+    )
+
+
+def _starts(ledger: Ledger) -> dict[int, float]:
+    """When each attempt begins in the run's own time, in s."""
+    longest: dict[int, int] = {}
+    for windows in ledger.windows.values():
+        for window in windows:
+            length = window.run_end_ns - window.run_start_ns
+            longest[window.attempt] = max(longest.get(window.attempt, 0), length)
+    starts: dict[int, float] = {}
+    since_s = 0.0
+    for attempt in sorted(longest):
+        starts[attempt] = since_s
+        since_s += longest[attempt] / NS_PER_S
+    return starts if since_s > 0 else {}
+
+
+def _binned(
+    device: Device, windows: Sequence[Window], starts: dict[int, float], edges_s: Floats
+) -> Floats:
+    """Mean power of one device in each bin, over the part of the bin that samples cover; NaN without any."""
+    energy_j, covered_s = np.zeros(len(edges_s) - 1), np.zeros(len(edges_s) - 1)
+    for window in windows:
+        offset_ns = window.run_start_ns - starts[window.attempt] * NS_PER_S
+        edges: Ints = np.clip(
+            np.rint(edges_s * NS_PER_S + offset_ns).astype(np.int64),
+            window.run_start_ns,
+            window.run_end_ns,
+        )
+        energy_j += device.best.energy_j(edges[:-1], edges[1:])
+        covered_s += device.best.covered_s(edges[:-1], edges[1:])
+    known = covered_s > 0
+    return np.where(known, energy_j / np.where(known, covered_s, 1.0), np.nan)
+
+
+def _first_known(one: Floats | None, other: Floats) -> Floats:
+    """A device of two boots: where the first has no sample, the other's."""
+    return other if one is None else np.where(np.isnan(one), other, one)
+
+
+def _phases(ledger: Ledger, starts: dict[int, float]) -> tuple[tuple[float, float, str], ...]:
+    """The stretches of the lowest rank of each attempt, inside what E_run spans."""
+    found: list[tuple[float, float, str]] = []
+    for attempt, start_s in starts.items():
+        ranks = [r for r in ledger.ranks if r.key.attempt == attempt and len(r.stretches.phase)]
+        if not ranks:
+            continue
+        rank = min(ranks, key=lambda r: r.key.rank)
+        window = next(w for w in ledger.windows[rank.key.boot_id] if w.attempt == attempt)
+        s = rank.stretches
+        found.extend(
+            (
+                start_s + (int(start) - window.run_start_ns) / NS_PER_S,
+                start_s + (int(end) - window.run_start_ns) / NS_PER_S,
+                PHASES[int(phase)],
+            )
+            for start, end, phase in zip(s.start_ns, s.end_ns, s.phase, strict=True)
+            if end <= window.run_end_ns
+        )
+    return tuple(found)

@@ -1,0 +1,151 @@
+"""The report: right numbers behind the pictures, one file that needs nothing else, the same bytes again."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ekd_nemo.cli.app import main
+from ekd_nemo.metrics.ledger import ledger_of_run
+from ekd_nemo.metrics.profile import Profile, profile_of
+from ekd_nemo.metrics.series import read_telemetry
+from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.report.content import band_of
+from ekd_nemo.report.figures import FIGURES
+from tests.unit.metrics.synthetic import Recorder, make_run
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two repeats of a method, one of its baseline, one run without telemetry."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (1, 2):
+        make_run(folder, f"a-s{seed}", watts=290 + 10 * seed, recipe="a", baseline="b", seed=seed)
+    make_run(folder, "b-s1", watts=200, recipe="b", recipe_hash="b" * 12, method="sft", val_kl=0.9)
+    begun = make_run(folder, "<c>-s1", recipe="<c>", recipe_hash="c" * 12)
+    shutil.rmtree(begun.telemetry)
+    return folder
+
+
+def profile(run: RunDir, bin_s: float = 1.0) -> Profile:
+    found = profile_of(ledger_of_run(run), read_telemetry(run.power_files()), bin_s)
+    assert found is not None
+    return found
+
+
+def test_the_profile_holds_the_energy_of_the_run(runs: Path) -> None:
+    found = profile(RunDir(runs / "a-s1"), 0.7)
+    last = found.edges_s[-1] - 114  # the last bin reaches beyond the run
+    energy_j = found.power_w.sum() * 0.7 - found.power_w[-1] * last
+    assert energy_j == pytest.approx(2 * 300 * 114)
+    assert {uuid: power[3] for uuid, power in found.devices_w.items()} == {
+        "GPU-0": pytest.approx(300), "GPU-1": pytest.approx(300),
+    }  # fmt: skip
+    assert found.phases[0] == (0.0, 8.0, "prerun")
+
+
+def test_attempts_follow_each_other_and_gaps_stay_open(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    recorder = Recorder()
+    recorder.device("GPU-0")
+    recorder.sample("GPU-0", 0, 300, lambda t: 100.0 if t < 60 else 200.0)
+    recorder.telemetry = [line for line in recorder.telemetry if not 20 < line.t_mono_ns / 1e9 < 30]
+    recorder.phase(0, "student_train", 10, 50)
+    recorder.phase(0, "student_train", 200, 220, attempt=2)
+    recorder.write(run)
+    power = profile(run).power_w
+    assert len(power) == 60
+    assert power[:10] == pytest.approx(100)
+    assert np.isnan(power[10:20]).all()
+    assert power[20:40] == pytest.approx(100)
+    assert power[40:] == pytest.approx(200)
+
+
+def test_the_band_is_mean_and_deviation_of_the_runs_that_go_on() -> None:
+    edges = np.arange(4.0)
+    one = Profile(edges, np.array([1.0, 2.0, 3.0]), {}, ())
+    other = Profile(edges[:3], np.array([3.0, np.nan]), {}, ())
+    band = band_of([one, other])
+    assert band.mean.tolist() == [2.0, 2.0, 3.0]
+    assert band.deviation.tolist() == [pytest.approx(np.std([1, 3], ddof=1)), 0.0, 0.0]
+    assert band.at_s.tolist() == [0.5, 1.5, 2.5]
+
+
+class _Tags(HTMLParser):
+    """Counts tags and what they point at; complains of an end without its start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "xlink:href")
+        ]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag != "meta":
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_one_file_with_every_figure_and_nothing_from_elsewhere(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = []
+    for name in ("one", "two"):
+        out = tmp_path / f"{name}.html"
+        figures = tmp_path / name
+        assert (
+            main(["report", "build", str(runs), "--out", str(out), "--figures", str(figures)]) == 0
+        )
+        pages.append(out.read_bytes())
+        assert sorted(p.name for p in figures.iterdir()) == sorted(
+            f"{figure}.{kind}" for figure in FIGURES for kind in ("pdf", "png")
+        )
+    assert pages[0] == pages[1]
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert "6 figures" in capsys.readouterr().out
+    tags = _Tags()
+    tags.feed(pages[0].decode())
+    assert tags.open == []
+    assert tags.seen.count("figure") == tags.seen.count("svg") == len(FIGURES)
+    assert tags.seen.count("table") == 5
+    assert "script" not in tags.seen
+    assert all(link.startswith("#") for link in tags.links)
+    text = pages[0].decode()
+    assert "&lt;c&gt;-s1" in text
+    assert not re.search(r"<c>", text)
+
+
+def test_runs_without_telemetry_give_tables_and_no_power(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "runs", "a-s1")
+    shutil.rmtree(run.telemetry)
+    out = tmp_path / "r.html"
+    assert main(["report", "build", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert "no telemetry" in capsys.readouterr().out
+    assert "no marks in telemetry/" in out.read_text()
+
+
+def test_a_folder_without_runs_leaves_no_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "build", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "r.html").exists()
