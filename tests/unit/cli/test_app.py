@@ -33,7 +33,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("argv", "message"),
     [
         (["recipes"], "error: recipes is not a command; accepted: recipe, data, "),
-        (["recipe", "lits"], "error: No such command 'lits'."),
+        (["recipe", "lisst"], "error: No such command 'lisst'."),
         (["recipe", "show"], "error: Missing argument 'name'."),
         (["recipe", "show", "none"], "error: recipe none is not known; accepted: "),
         (["recipe", "launch", "smoke_sft"], "error: launch needs --local"),
