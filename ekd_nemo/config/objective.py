@@ -57,21 +57,30 @@ class Objective(Strict):
     response: ResponseLoss | None = None
     feature: FeatureLoss | None = None
     relation: RelationLoss | None = None
-    chunk_tokens: PositiveInt | None = None  # tokens whose logits exist at once; None: from a memory bound
+    chunk_tokens: PositiveInt | None = (
+        None  # tokens whose logits exist at once; None: from a memory bound
+    )
 
     @property
     def families(self) -> tuple[str, ...]:
         """The distillation families that the objective holds, in the order of the design."""
-        return tuple(name for name in ("response", "feature", "relation") if getattr(self, name) is not None)
+        return tuple(
+            name for name in ("response", "feature", "relation") if getattr(self, name) is not None
+        )
 
     @model_validator(mode="after")
     def _weights_are_plain(self) -> "Objective":
         if self.alpha is None:
             return self
         if len(self.families) != 1 or self.w_ce is not None:
-            raise ValueError("alpha mixes cross-entropy with one family: give exactly one of response, feature, relation, and no w_ce")
+            raise ValueError(
+                "alpha mixes cross-entropy with one family: "
+                "give exactly one of response, feature, relation, and no w_ce"
+            )
         if getattr(self, self.families[0]).weight != 1.0:
-            raise ValueError(f"alpha and {self.families[0]}.weight both weigh the same term: give one of them")
+            raise ValueError(
+                f"alpha and {self.families[0]}.weight both weigh the same term: give one of them"
+            )
         return self
 
     @property

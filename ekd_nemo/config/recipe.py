@@ -47,7 +47,9 @@ class StudentInit(Strict):
     def _fits_source(self) -> "StudentInit":
         if self.source == "teacher_layers":
             if self.keep_layers is None or self.path is not None:
-                raise ValueError("source teacher_layers takes keep_layers (a list of layer numbers) and no path")
+                raise ValueError(
+                    "source teacher_layers takes keep_layers (a list of layer numbers) and no path"
+                )
         elif self.path is None or self.keep_layers is not None:
             raise ValueError(f"source {self.source} takes path and no keep_layers")
         return self
@@ -160,13 +162,15 @@ class Recipe(Strict):
     def _method_has_what_it_needs(self) -> "Recipe":
         needs_teacher = self.method != "sft" or self.student.init.source == "teacher_layers"
         if needs_teacher and self.teacher is None:
-            raise ValueError(f"method {self.method} with student.init.source {self.student.init.source} needs teacher")
+            raise ValueError(
+                f"method {self.method} with student.init.source {self.student.init.source} needs teacher"
+            )
         families = self.objective.families
         expected = {"sft": (), "combined": families}.get(self.method, (self.method,))
         if families != expected or (self.method == "combined" and len(families) < 2):
             raise ValueError(
-                f"method {self.method} does not go with an objective of {', '.join(families) or 'cross-entropy alone'}: "
+                f"method {self.method} does not go with an objective of "
+                f"{', '.join(families) or 'cross-entropy alone'}: "
                 "sft takes none, response, feature and relation their own section, combined two or more"
             )
         return self
-
