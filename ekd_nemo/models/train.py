@@ -97,6 +97,11 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
             f"data-parallel ranks and micro_batch_size {train.micro_batch_size}; accepted: a "
             f"multiple of {share}"
         )
+    if train.val_samples < share:
+        raise LayoutError(
+            f"train.val_samples {train.val_samples} leaves no whole microbatch for each of "
+            f"{world // replica} data-parallel ranks; accepted: {share} or more"
+        )
     length = read_manifest(Path(recipe.data.path))["sequence_length"]
     if parallel.sequence_parallel and length % parallel.tensor:
         raise LayoutError(

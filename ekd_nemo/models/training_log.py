@@ -181,7 +181,10 @@ class StepConsole:
 
     def validation(self, step: int, held: Held) -> None:
         """Show a validation."""
-        kl = "no teacher" if held.kl_to_teacher is None else f"{held.kl_to_teacher:.4f} nats"
+        if held.ce is None:
+            self.say(f"validation after step {step}: n/a, no held-out token carries loss")
+            return
+        kl = "n/a (no teacher)" if held.kl_to_teacher is None else f"{held.kl_to_teacher:.4f} nats"
         self.say(
             f"validation after step {step}: cross-entropy {held.ce:.4f} nats, "
             f"KL to the teacher {kl}, over {held.tokens} tokens"

@@ -23,12 +23,13 @@ class Held:
     """A validation result.
 
     Attributes:
-        ce: cross-entropy, nats a token.
-        kl_to_teacher: KL(teacher || student) at temperature 1, nats a token; None without teacher.
+        ce: cross-entropy, nats a token; None if no token carried loss.
+        kl_to_teacher: KL(teacher || student) at temperature 1, nats a token; None likewise, and
+            without teacher.
         tokens: tokens that both are means over.
     """
 
-    ce: float
+    ce: float | None
     kl_to_teacher: float | None
     tokens: int
 
@@ -64,7 +65,7 @@ class Validation:
         ce, kl = sum_from_last_stage(sums).tolist()
         total = self._count(tokens)
         if total == 0:
-            return Held(ce=float("nan"), kl_to_teacher=None, tokens=0)
+            return Held(ce=None, kl_to_teacher=None, tokens=0)
         return Held(ce / total, kl / total if self._teacher is not None else None, total)
 
     def _rounds(self) -> list[list[int]]:

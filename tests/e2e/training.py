@@ -226,6 +226,7 @@ def _rank(run: Path, rank: int, world: int, port: int, attempt: int) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.environ |= {"EKD_ATTEMPT": str(attempt)}
+    os.environ.pop("RANK", None)
     if world > 1:
         os.environ |= {
             "RANK": str(rank),

@@ -84,6 +84,11 @@ def test_layout_that_does_not_fit_is_one_line(recipe: Recipe, student, world, sa
     assert "\n" not in str(caught.value)
 
 
+def test_too_few_samples_to_validate_on_are_refused(recipe: Recipe) -> None:
+    with pytest.raises(LayoutError, match=r"train\.val_samples 3 .* accepted: 4 or more"):
+        check(changed(recipe, train={"val_samples": 3, "micro_batch_size": 4}))
+
+
 def test_other_vocabulary_is_refused(recipe: Recipe) -> None:
     from dataclasses import replace
 
