@@ -137,7 +137,7 @@ def _liger_fused_jsd(inputs: Inputs, loss: str) -> Any:
     if loss != "jsd":
         raise NotImplementedError("has no forward KL with cross-entropy")
     module = LigerFusedLinearJSD(jsd_beta=0.5)
-    mean = module(inputs.hidden, inputs.head, inputs.teacher_hidden, inputs.teacher_head)
+    mean = module(inputs.hidden, inputs.head, inputs.teacher_hidden, inputs.teacher_head, None)
     return mean * len(inputs.labels)
 
 
@@ -255,7 +255,7 @@ def _child(arguments: argparse.Namespace) -> None:
     try:
         result = _measure(arguments.peer, arguments.loss, CASES[arguments.case], arguments.repeats)
     except (ImportError, NotImplementedError) as error:
-        result = {"reason": f"{type(error).__name__}: {error}".splitlines()[0]}
+        result = {"reason": " ".join(f"{type(error).__name__}: {error}".split())}
     print("RESULT " + json.dumps(result))
 
 
