@@ -22,6 +22,12 @@ class Parallel(Strict):
     pipeline: PositiveInt = 1
     sequence_parallel: bool = False
 
+    @model_validator(mode="after")
+    def _sequence_needs_tensor(self) -> "Parallel":
+        if self.sequence_parallel and self.tensor == 1:
+            raise ValueError("sequence_parallel goes with a tensor of 2 or more")
+        return self
+
 
 class Teacher(Strict):
     """The frozen model that is distilled: a Hugging Face folder or hub id."""
@@ -36,7 +42,7 @@ class StudentInit(Strict):
 
     `checkpoint`: a Hugging Face folder, hub id or Megatron checkpoint at `path`. `random`: the architecture
     of `path` (a folder with config.json), weights drawn from the recipe's seed. `teacher_layers`: the
-    teacher with only the layers of `keep_layers`, in that order.
+    teacher with only the layers of `keep_layers`, given in ascending order.
     """
 
     source: Literal["checkpoint", "random", "teacher_layers"]
@@ -50,6 +56,8 @@ class StudentInit(Strict):
                 raise ValueError(
                     "source teacher_layers takes keep_layers (a list of layer numbers) and no path"
                 )
+            if list(self.keep_layers) != sorted(set(self.keep_layers)):
+                raise ValueError("keep_layers takes each layer once, in ascending order")
         elif self.path is None or self.keep_layers is not None:
             raise ValueError(f"source {self.source} takes path and no keep_layers")
         return self

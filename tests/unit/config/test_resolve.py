@@ -176,6 +176,14 @@ def test_an_error_is_one_line_with_its_place(
             r"accepted: weight, max_documents, kind, paths",
         ),
         ("data.build={tokenizer: t, sources: [{kind: csv}]}", r"data\.build\.sources\.0.*'csv'"),
+        (
+            "student.parallel.sequence_parallel=true",
+            r"student\.parallel: sequence_parallel goes with a tensor of 2 or more",
+        ),
+        (
+            "student.init={source: teacher_layers, keep_layers: [3, 1]}",
+            r"student\.init: keep_layers takes each layer once, in ascending order",
+        ),
     ],
 )
 def test_an_override_at_fault_is_named(folder: Path, override: str, message: str) -> None:
