@@ -181,18 +181,19 @@ def _quality_figures(scores: Sequence[Score]) -> dict[str, Quantity]:
 def _with_charges(runs: Sequence[RunSummary]) -> list[RunSummary]:
     """The runs with E_charged and E_amortised, which depend on the other runs."""
     own = {run.run_id: run.figures["e_run"] for run in runs}
-    charges = charges_of(own, {run.run_id: run.identity.inputs for run in runs})
-    return [
-        replace(
-            run,
-            figures={
-                **run.figures,
-                "e_charged": charges[run.run_id].charged,
-                "e_amortised": charges[run.run_id].amortised,
-            },
-        )
-        for run in runs
-    ]
+    inputs = {run.run_id: run.identity.inputs for run in runs}
+    shared = charges_of(own, inputs)
+    charged: list[RunSummary] = []
+    for run in runs:
+        charges, e_run = shared[run.run_id], run.figures["e_run"]
+        if own[run.run_id] is not e_run:  # the same recipe launched in two folders has one id
+            mine = charges_of(
+                {**own, run.run_id: e_run}, {**inputs, run.run_id: run.identity.inputs}
+            )
+            charges = mine[run.run_id]
+        both = {"e_charged": charges.charged, "e_amortised": charges.amortised}
+        charged.append(replace(run, figures={**run.figures, **both}))
+    return charged
 
 
 def methods_of(runs: Sequence[RunSummary]) -> tuple[MethodSummary, ...]:

@@ -155,6 +155,16 @@ def test_a_changed_recipe_of_the_same_name_is_another_method(tmp_path: Path) -> 
     assert [method.name for method in summarise([tmp_path]).methods] == ["r@111111", "r@222222"]
 
 
+def test_runs_of_one_id_in_two_folders_are_charged_their_own_energy(tmp_path: Path) -> None:
+    for folder, watts in (("laptop", 100.0), ("cluster", 300.0)):
+        make_run(tmp_path / folder, "smoke-abcdef01-s1", watts=watts, recipe="smoke")
+    found = summarise([tmp_path / "laptop", tmp_path / "cluster"]).runs
+    own = [run.figures["e_run"].value for run in found]
+    assert len(set(own)) == 2
+    for name in ("e_charged", "e_amortised"):
+        assert [run.figures[name].value for run in found] == own
+
+
 def test_unequal_tokens_are_flagged_in_a_comparison() -> None:
     names = ("val_kl", "val_ce", "om_perf", "retention", "e_run", "e_charged", "energy_per_token")
     figures = {name: Quantity(2.0) for name in names}
