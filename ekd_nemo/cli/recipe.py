@@ -77,7 +77,7 @@ def launch(
     ] = False,
 ) -> None:
     """Train, export and evaluate as a recipe says; the same call again goes on where it stopped."""
-    if not local:
+    if not (local or dry_run):
         raise UserError("launch needs --local: launching on a cluster is not supported yet")
     from ekd_nemo.config.resolve import resolve_recipe
     from ekd_nemo.launch.local import check_local, launch_local, plan_local

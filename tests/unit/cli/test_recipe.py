@@ -98,6 +98,12 @@ def test_dry_run_prints_the_plan_and_what_is_wrong_and_does_nothing(
     assert list(Path().iterdir()) == []
 
 
+def test_a_dry_run_needs_no_place_to_run_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "launch", "response_70b_to_8b", "--dry-run"]) == 0
+    assert "ekd_nemo.worker train --run " in capsys.readouterr().out
+    assert list(Path().iterdir()) == []
+
+
 def test_launch_passes_on_the_exit_code_and_the_way_to_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
