@@ -108,7 +108,7 @@ def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None)
 def world_size_of(recipe: Recipe, nproc: int | None) -> int:
     """Ranks to start.
 
-    Raises: LayoutError unless they hold whole copies of the student, and the batch divides among the copies.
+    Raises: LayoutError unless they hold whole copies of the student, and the batches divide among the copies.
     """
     parallel, train = recipe.student.parallel, recipe.train
     copy = parallel.tensor * parallel.pipeline
@@ -124,6 +124,11 @@ def world_size_of(recipe: Recipe, nproc: int | None) -> int:
             f"--nproc {ranks}: {copies} copies of the student with train.micro_batch_size "
             f"{train.micro_batch_size} do not divide train.global_batch_size {train.global_batch_size}; "
             f"accepted: multiples of {train.micro_batch_size * copies}"
+        )
+    if train.val_samples < train.micro_batch_size * copies:
+        raise LayoutError(
+            f"train.val_samples {train.val_samples} leaves no whole microbatch for each of {copies} "
+            f"copies of the student; accepted: {train.micro_batch_size * copies} or more"
         )
     return ranks
 

@@ -75,6 +75,11 @@ def test_a_path_with_a_dash_is_no_option() -> None:
             3,
             r"--nproc 3: 3 copies .* do not divide train\.global_batch_size 4; accepted: multiples of 3",
         ),
+        (
+            ["train.val_samples=1"],
+            2,
+            r"train\.val_samples 1 leaves no whole microbatch .* 2 copies of the student; accepted: 2 or more",
+        ),
     ],
 )
 def test_ranks_that_do_not_fit(here: Path, overrides: list[str], nproc: int, message: str) -> None:
