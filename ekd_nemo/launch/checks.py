@@ -16,6 +16,8 @@ from ekd_nemo.errors import (
     UserError,
 )
 from ekd_nemo.launch.plan import Plan
+from ekd_nemo.meter.choose import MeterSettings, open_meters
+from ekd_nemo.meter.protocol import MeterUnavailableError
 from ekd_nemo.sources.manifest import read_manifest
 
 LAUNCHABLE = ("sft", "response")
@@ -66,6 +68,25 @@ def check_extras(recipe: Recipe) -> None:
     for extra, module in wanted.items():
         if find_spec(module) is None:
             raise MissingExtraError("ekd recipe launch", extra)
+
+
+def check_meter(resolved: ResolvedRecipe) -> None:
+    """Refuse a meter that the recipe names and this machine does not have.
+
+    Raises: MeterUnavailableError.
+    """
+    energy = resolved.recipe.energy
+    if energy.meter == "auto":
+        return
+    settings = MeterSettings(meter=energy.meter, cpu_tdp_w=energy.cpu_tdp_w)
+    try:
+        opened = open_meters(settings)
+    except MeterUnavailableError as error:
+        raise MeterUnavailableError(
+            f"{resolved.place('energy.meter')}: energy.meter: {error}; auto takes what there is"
+        ) from error
+    for meter in opened.meters:
+        meter.close()
 
 
 def is_hub_id(text: str) -> bool:

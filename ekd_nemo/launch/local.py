@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, EXIT_USER, RunError, UserError
-from ekd_nemo.launch.checks import check_extras, check_method, check_plan
+from ekd_nemo.launch.checks import check_extras, check_meter, check_method, check_plan
 from ekd_nemo.launch.failure import reason
 from ekd_nemo.launch.history import note_finished, pending
 from ekd_nemo.launch.identity import choose_run, launch_folder, only_launch
@@ -78,6 +78,7 @@ def launch_local(plan: Plan, say: Say, resume: str) -> int:
         say(closing_line(plan))
         return EXIT_OK
     check_local(plan)
+    check_meter(plan.resolved)
     with only_launch(plan.run) as lock, StopWatch() as watch:
         launch = _Launch(plan, watch, lock, say, len(plan.preparation) + len(steps))
         try:

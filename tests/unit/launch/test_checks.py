@@ -11,6 +11,7 @@ from ekd_nemo.config.resolve import resolve_recipe
 from ekd_nemo.errors import EXIT_USER, EkdError, MissingExtraError
 from ekd_nemo.launch import checks
 from ekd_nemo.launch.local import plan_local
+from ekd_nemo.meter.protocol import MeterUnavailableError
 from tests.unit.launch.conftest import CONFIG
 
 Usage = namedtuple("Usage", "total used free")
@@ -61,6 +62,20 @@ def test_refuses(here: Path, override: str, message: str) -> None:
         check(override, *(extra if "method" in override else []))
     assert caught.value.exit_code == EXIT_USER
     assert "\n" not in str(caught.value)
+
+
+def test_a_meter_that_is_not_there_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(settings: object) -> None:
+        raise MeterUnavailableError("nvml: no driver")
+
+    monkeypatch.setattr(checks, "open_meters", none)
+    expected = (
+        r"^--set energy\.meter=nvml: energy\.meter: nvml: no driver; auto takes what there is$"
+    )
+    with pytest.raises(MeterUnavailableError, match=expected) as caught:
+        checks.check_meter(resolve_recipe("tiny", ["energy.meter=nvml"]))
+    assert caught.value.exit_code == EXIT_USER
+    checks.check_meter(resolve_recipe("tiny", ["energy.meter=auto"]))
 
 
 def test_a_teacher_without_config_is_named_with_line(here: Path) -> None:
