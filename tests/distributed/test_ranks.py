@@ -1,4 +1,4 @@
-"""The ranks' own helper: results, errors and hangs are all seen."""
+"""run_ranks itself: results, errors and hangs are all seen."""
 
 import time
 from pathlib import Path
