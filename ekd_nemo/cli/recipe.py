@@ -81,13 +81,19 @@ def launch(
         raise UserError("launch needs --local: launching on a cluster is not supported yet")
     from ekd_nemo.config.resolve import resolve_recipe
     from ekd_nemo.launch.local import check_local, launch_local, plan_local
+    from ekd_nemo.launch.models import is_hub_id, model_paths
 
     plan = plan_local(
         resolve_recipe(name, overrides or ()), runs=runs, run_id=run_id, new=new, nproc=nproc
     )
     if dry_run:
         typer.echo(plan.describe())
-        check_local(plan)
+        check_local(plan, ask_hub=False)
+        for key, path in model_paths(plan.resolved).items():
+            if is_hub_id(path):
+                typer.echo(
+                    f"{key}: no folder {path} here, taken for a hub id; a launch asks the hub for it"
+                )
         return
     words = [
         "ekd",

@@ -1,20 +1,18 @@
 """Everything that can be known to be wrong before anything is started, one line each."""
 
-import re
 import shutil
 from pathlib import Path
 
-from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
+from ekd_nemo.config.architecture import Architecture, check_layout
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import (
-    CheckpointError,
     ConfigError,
-    EkdError,
     LayoutError,
     MissingExtraError,
     UserError,
 )
+from ekd_nemo.launch.models import architecture, check_token_ids
 from ekd_nemo.launch.plan import Plan
 from ekd_nemo.meter.choose import MeterSettings, open_meters
 from ekd_nemo.meter.protocol import MeterUnavailableError
@@ -24,7 +22,6 @@ LAUNCHABLE = ("sft", "response")
 # A checkpoint holds the weights and Adam's two moments in fp32, 12 bytes a parameter, and bf16 weights in two more.
 # The newest is kept and the next is written before it goes. The export has 4 bytes a parameter.
 DISK_BYTES_PER_PARAMETER = 2 * 14 + 4
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def check_method(resolved: ResolvedRecipe) -> None:
@@ -39,20 +36,25 @@ def check_method(resolved: ResolvedRecipe) -> None:
         )
 
 
-def check_plan(plan: Plan) -> None:
-    """Check models, layout, shards and disk.
+def check_plan(plan: Plan, ask_hub: bool) -> None:
+    """Check models, layout, shards, token ids and disk.
+
+    Args:
+        plan: the launch.
+        ask_hub: fetch the config.json of hub ids; without it they are passed over.
 
     Raises: UserError of some kind, in one line, for the first thing that is wrong.
     """
     resolved = plan.resolved
-    teacher = _teacher(resolved)
-    student = _student(resolved, teacher)
-    for who, architecture in (("student", student), ("teacher", teacher)):
-        if architecture is not None:
-            _check_layout(resolved, architecture, who)
-            _check_length(resolved, architecture, who)
+    teacher = _teacher(resolved, ask_hub)
+    student = _student(resolved, teacher, ask_hub)
+    for who, model in (("student", student), ("teacher", teacher)):
+        if model is not None:
+            _check_layout(resolved, model, who)
+            _check_length(resolved, model, who)
     if resolved.recipe.data.build is None:
         read_manifest(resolved.recipe.data.path)
+    check_token_ids(resolved)
     if student is not None:
         _check_disk(plan.run.path.parent, student)
 
@@ -89,33 +91,19 @@ def check_meter(resolved: ResolvedRecipe) -> None:
         meter.close()
 
 
-def is_hub_id(text: str) -> bool:
-    """Whether a path is to be read as a hub id: `owner/name`, and no folder `owner` is here."""
-    return _HUB_ID.fullmatch(text) is not None and not Path(text).parent.exists()
-
-
-def _architecture(resolved: ResolvedRecipe, key: str, path: str) -> Architecture | None:
-    """The model of a folder; None for a hub id, which the worker looks at."""
-    if is_hub_id(path):
-        return None
-    try:
-        return read_architecture(path)
-    except EkdError as error:
-        hint = ""
-        if not Path(path).exists() and Path(path).parts[:2] == ("assets", "teacher"):
-            hint = " (make it with: python tools/make_teacher.py)"
-        raise CheckpointError(f"{resolved.place(key)}: {key}: {error}{hint}") from error
-
-
-def _teacher(resolved: ResolvedRecipe) -> Architecture | None:
+def _teacher(resolved: ResolvedRecipe, ask_hub: bool) -> Architecture | None:
     teacher = resolved.recipe.teacher
-    return None if teacher is None else _architecture(resolved, "teacher.path", teacher.path)
+    return (
+        None if teacher is None else architecture(resolved, "teacher.path", teacher.path, ask_hub)
+    )
 
 
-def _student(resolved: ResolvedRecipe, teacher: Architecture | None) -> Architecture | None:
+def _student(
+    resolved: ResolvedRecipe, teacher: Architecture | None, ask_hub: bool
+) -> Architecture | None:
     init = resolved.recipe.student.init
     if init.path is not None:
-        return _architecture(resolved, "student.init.path", init.path)
+        return architecture(resolved, "student.init.path", init.path, ask_hub)
     if teacher is None or init.keep_layers is None:
         return None
     beyond = [layer for layer in init.keep_layers if layer >= teacher.num_layers]
@@ -127,22 +115,22 @@ def _student(resolved: ResolvedRecipe, teacher: Architecture | None) -> Architec
     return teacher.with_layers(len(init.keep_layers))
 
 
-def _check_layout(resolved: ResolvedRecipe, architecture: Architecture, who: str) -> None:
+def _check_layout(resolved: ResolvedRecipe, model: Architecture, who: str) -> None:
     parallel = resolved.recipe.student.parallel
     try:
-        check_layout(architecture, parallel.tensor, parallel.pipeline, who)
+        check_layout(model, parallel.tensor, parallel.pipeline, who)
     except LayoutError as error:
         axis = "pipeline" if "pipeline=" in str(error) else "tensor"
         key = f"student.parallel.{axis}"
         raise LayoutError(f"{resolved.place(key)}: {key}: {error}") from error
 
 
-def _check_length(resolved: ResolvedRecipe, architecture: Architecture, who: str) -> None:
+def _check_length(resolved: ResolvedRecipe, model: Architecture, who: str) -> None:
     build = resolved.recipe.data.build
-    if build is not None and build.sequence_length > architecture.max_positions:
+    if build is not None and build.sequence_length > model.max_positions:
         raise ConfigError(
             f"{resolved.place('data.build.sequence_length')}: data.build.sequence_length is {build.sequence_length}; "
-            f"accepted: up to {architecture.max_positions}, the longest that the {who} was made for"
+            f"accepted: up to {model.max_positions}, the longest that the {who} was made for"
         )
 
 

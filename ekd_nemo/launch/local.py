@@ -53,12 +53,12 @@ def plan_local(
     return plan_launch(resolved, choose_run(resolved.recipe, runs, run_id, new), nproc)
 
 
-def check_local(plan: Plan) -> None:
-    """Everything that can be known to be wrong beforehand.
+def check_local(plan: Plan, ask_hub: bool) -> None:
+    """Everything that can be known to be wrong beforehand; `ask_hub` as in `check_plan`.
 
     Raises: UserError of some kind, in one line.
     """
-    check_plan(plan)
+    check_plan(plan, ask_hub)
     check_extras(plan.recipe)
 
 
@@ -77,7 +77,7 @@ def launch_local(plan: Plan, say: Say, resume: str) -> int:
         say(f"{plan.run.run_id}: everything is done already")
         say(closing_line(plan))
         return EXIT_OK
-    check_local(plan)
+    check_local(plan, ask_hub=True)
     check_meter(plan.resolved)
     with only_launch(plan.run) as lock, StopWatch() as watch:
         launch = _Launch(plan, watch, lock, say, len(plan.preparation) + len(steps))

@@ -35,6 +35,13 @@ energy: {meter: estimate}
 """
 
 
+def write_tokenizer(folder: Path, tokens: list[str]) -> None:
+    """A tokenizer file in which each token's id is its place."""
+    vocab = {token: number for number, token in enumerate(tokens)}
+    text = json.dumps({"model": {"type": "BPE", "vocab": vocab}, "added_tokens": []})
+    (folder / "tokenizer.json").write_text(text)
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "a folder; $(touch nothing) 'quoted'"
@@ -43,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     teacher = folder / "models" / "the teacher"
     teacher.mkdir(parents=True)
     (teacher / "config.json").write_text(json.dumps(CONFIG))
-    (teacher / "tokenizer.json").write_text("{}")
+    write_tokenizer(teacher, ["<end>", "a", "b"])
     monkeypatch.chdir(folder)
     return folder
 

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 from ekd_nemo.config.resolve import resolve_recipe
-from ekd_nemo.errors import EXIT_USER, EkdError, MissingExtraError
-from ekd_nemo.launch import checks
+from ekd_nemo.errors import EXIT_USER, ConfigError, EkdError, MissingExtraError
+from ekd_nemo.launch import checks, models
 from ekd_nemo.launch.local import plan_local
 from ekd_nemo.meter.protocol import MeterUnavailableError
-from tests.unit.launch.conftest import CONFIG
+from tests.unit.launch.conftest import CONFIG, write_tokenizer
 
 Usage = namedtuple("Usage", "total used free")
 
 
 def check(*overrides: str) -> None:
-    checks.check_plan(plan_local(resolve_recipe("tiny", overrides), runs=Path("runs")))
+    checks.check_plan(
+        plan_local(resolve_recipe("tiny", overrides), runs=Path("runs")), ask_hub=True
+    )
 
 
 def test_a_sound_recipe_passes(here: Path) -> None:
@@ -108,10 +110,10 @@ def test_a_full_disk_is_said_beforehand(here: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_hub_ids_and_folders(here: Path) -> None:
-    assert checks.is_hub_id("meta-llama/Llama-3.1-8B-Instruct")
-    assert not checks.is_hub_id("models/gone")
-    assert not checks.is_hub_id("assets/teacher/gone")
-    assert not checks.is_hub_id("/abs/gone")
+    assert models.is_hub_id("meta-llama/Llama-3.1-8B-Instruct")
+    assert not models.is_hub_id("models/gone")
+    assert not models.is_hub_id("assets/teacher/gone")
+    assert not models.is_hub_id("/abs/gone")
 
 
 def test_a_missing_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +123,29 @@ def test_a_missing_extra_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -
     evaluated = resolve_recipe("tiny", ["evaluation.lm.tasks=[x]"]).recipe
     with pytest.raises(MissingExtraError, match=r"pip install 'ekd-nemo\[eval\]'"):
         checks.check_extras(evaluated)
+
+
+def test_a_hub_id_that_cannot_be_had_is_refused_before_anything_is_made(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        EkdError, match=r"nope/teacher: no such folder, and not to be had"
+    ) as caught:
+        check("teacher.path=nope/teacher")
+    assert str(caught.value).startswith("--set teacher.path=nope/teacher: teacher.path: ")
+    assert caught.value.exit_code == EXIT_USER
+    assert not Path("runs").exists()
+
+
+def test_models_and_shards_must_share_their_token_ids(here: Path) -> None:
+    student = here / "models" / "student"
+    shutil.copytree(here / "models" / "the teacher", student)
+    from_folder = ("student.init={source: checkpoint, path: models/student}",)
+    check(*from_folder)
+    write_tokenizer(student, ["<end>", "b", "a"])
+    with pytest.raises(ConfigError, match=r"student\.init\.path: the tokenizer of models/student"):
+        check(*from_folder)
+    write_tokenizer(here / "models", ["other"])
+    with pytest.raises(ConfigError, match=r"data\.build\.tokenizer: the tokenizer of models gives"):
+        check("data.build.tokenizer=models")
