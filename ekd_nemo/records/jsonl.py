@@ -1,6 +1,7 @@
 """Append-only JSON lines: a store that flushes each line, a reader that survives any file."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from ekd_nemo.records.parse import BadLineError, decode_object, encode, parse_ob
 
 LINE_MAX_BYTES: Final = 1 << 20
 KEPT_FAULTS: Final = 100
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
 class JsonlStore:
@@ -108,8 +110,14 @@ def _split(path: Path) -> Iterator[bytes]:
 
 
 def is_torn(line: bytes) -> bool:
-    """Whether a line that does not parse is the beginning of one: an object never closed."""
-    return line.startswith(b"{") and not line.rstrip().endswith(b"}")
+    """Whether a line that does not parse is the beginning of one: an object never closed.
+
+    Braces are counted outside of strings: a cut may fall right behind an inner object.
+    """
+    if not line.startswith(b"{"):
+        return False
+    outside = _STRING.sub(b"", line)
+    return b'"' in outside or outside.count(b"{") > outside.count(b"}")
 
 
 def read_objects(path: Path, report: ReadReport) -> Iterator[dict[str, Any]]:

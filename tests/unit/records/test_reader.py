@@ -10,7 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ekd_nemo.records.jsonl import LINE_MAX_BYTES, JsonlStore, ReadReport, read_lines, read_objects
+from ekd_nemo.records.jsonl import (
+    LINE_MAX_BYTES,
+    JsonlStore,
+    ReadReport,
+    is_torn,
+    read_lines,
+    read_objects,
+)
 from ekd_nemo.records.lines import CounterLine, Line, PowerLine, StepMark
 from ekd_nemo.records.parse import BadLineError, decode_object, encode, parse_object
 
@@ -94,6 +101,22 @@ def test_a_cut_costs_one_line_and_appending_goes_on(
     with JsonlStore(path) as store:
         store.append([lines[-1]])
     assert read(path)[0] == [*lines[:left], lines[-1]]
+
+
+@pytest.mark.parametrize(
+    ("line", "torn"),
+    [
+        (b'{"a": {"b": 1}', True),  # cut right behind an inner object
+        (b'{"a": "}', True),
+        (b'{"a": "\\"}', True),
+        (b'{"a": {}, "b": ', True),
+        (b'{"a": }', False),
+        (b'{"a": "{"} }', False),
+        (b"no object", False),
+    ],
+)
+def test_an_object_never_closed_is_torn(line: bytes, torn: bool) -> None:
+    assert is_torn(line) is torn
 
 
 @SHARED
