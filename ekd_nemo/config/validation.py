@@ -51,9 +51,13 @@ def _path_in(data: Any, loc: tuple[str | int, ...]) -> KeyPath:
     for index, part in enumerate(loc):
         if _has(data, part):
             data, path = data[part], [*path, part]
-        elif index == len(loc) - 1 and isinstance(data, dict):
+        elif index == len(loc) - 1 and _is_section(data):
             path = [*path, part]
     return tuple(path)
+
+
+def _is_section(data: Any) -> bool:
+    return isinstance(data, dict)
 
 
 def _has(data: Any, part: str | int) -> bool:

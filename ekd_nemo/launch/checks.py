@@ -52,6 +52,7 @@ def check_plan(plan: Plan, ask_hub: bool) -> None:
         if model is not None:
             _check_layout(resolved, model, who)
             _check_length(resolved, model, who)
+    _check_vocabulary(resolved, student, teacher)
     if resolved.recipe.data.build is None:
         read_manifest(resolved.recipe.data.path)
     check_token_ids(resolved)
@@ -123,6 +124,18 @@ def _check_layout(resolved: ResolvedRecipe, model: Architecture, who: str) -> No
         axis = "pipeline" if "pipeline=" in str(error) else "tensor"
         key = f"student.parallel.{axis}"
         raise LayoutError(f"{resolved.place(key)}: {key}: {error}") from error
+
+
+def _check_vocabulary(
+    resolved: ResolvedRecipe, student: Architecture | None, teacher: Architecture | None
+) -> None:
+    if student is None or teacher is None or student.vocab_size == teacher.vocab_size:
+        return
+    key = "student.init.path"
+    raise ConfigError(
+        f"{resolved.place(key)}: {key}: the student's vocabulary has {student.vocab_size} entries, the teacher's "
+        f"{teacher.vocab_size}; accepted: models that share one"
+    )
 
 
 def _check_length(resolved: ResolvedRecipe, model: Architecture, who: str) -> None:

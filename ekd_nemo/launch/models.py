@@ -1,7 +1,9 @@
 """The models that a recipe names, looked at before anything is made: architecture and token ids."""
 
+import importlib
 import re
 from pathlib import Path
+from typing import Any
 
 from ekd_nemo.config.architecture import CONFIG_FILE, Architecture, read_architecture
 from ekd_nemo.config.resolve import ResolvedRecipe
@@ -50,14 +52,14 @@ def _hub_config(name: str) -> Path:
     Raises: CheckpointError.
     """
     try:
-        from huggingface_hub import hf_hub_download
+        hub: Any = importlib.import_module("huggingface_hub")
         from requests import RequestException
     except ImportError as error:
         raise CheckpointError(
             f"{name}: no such folder; a hub id needs the extra 'train' (pip install 'ekd-nemo[train]')"
         ) from error
     try:
-        return Path(hf_hub_download(name, CONFIG_FILE)).parent
+        return Path(hub.hf_hub_download(name, CONFIG_FILE)).parent
     except (OSError, ValueError, RequestException) as error:
         raise CheckpointError(
             f"{name}: no such folder, and not to be had from the hub ({type(error).__name__}); "

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from ekd_nemo.errors import DataError
 from ekd_nemo.evals.results import Score, read_results
 from ekd_nemo.metrics.charged import charges_of
 from ekd_nemo.metrics.energy import RunEnergy, run_energy
@@ -83,8 +84,7 @@ class Summary:
 def summarise(folders: Iterable[Path]) -> Summary:
     """Read run directories, or folders of them, and summarise what is there.
 
-    Raises: RunDirError where a folder holds no run or a run.json is broken; DataError on a broken
-        result file.
+    Raises: RunDirError where a folder holds no run or a run.json is broken.
     """
     found = {run.path.resolve(): run for folder in folders for run in find_runs(folder)}
     runs = [summarise_run(found[path]) for path in sorted(found)]
@@ -98,9 +98,12 @@ def summarise_run(run: RunDir) -> RunSummary:
     """The figures of one run, without what other runs charge it."""
     identity = read_identity(run)
     ledger = ledger_of_run(run)
-    scores = read_results(run.path)
     training = read_training(run.train_log)
+    scores, broken = _scores(run)
     figures = run_figures(ledger, training, scores)
+    if broken is not None:
+        absent = Quantity.missing("", broken, ("broken_scores",))
+        figures |= dict.fromkeys(("om_perf", "om_perf_rms", "retention"), absent)
     return RunSummary(
         identity.run_id,
         run.path,
@@ -110,6 +113,14 @@ def summarise_run(run: RunDir) -> RunSummary:
         {SCORE + name: q for name, q in shown_scores(scores, "base").items()},
         ledger.flags,
     )
+
+
+def _scores(run: RunDir) -> tuple[Sequence[Score], str | None]:
+    """The scores, or why none can be read: one torn result must not cost the table of all runs."""
+    try:
+        return read_results(run.path), None
+    except DataError as error:
+        return (), str(error)
 
 
 def run_figures(ledger: Ledger, training: Training, scores: Sequence[Score]) -> dict[str, Quantity]:

@@ -112,7 +112,7 @@ def train(
         trainer = make_trainer(run, recipe, [stepping, stop], phases)
         data = PackedDataModule(PackedDataset(recipe.data.path, "train"), recipe.train, recipe.seed)
         trainer.fit(model, data, ckpt_path=None if latest is None else str(latest / "weights"))
-        if stop.stopped_at is not None:
+        if stop.stopped_at is not None and trainer.global_step < recipe.train.steps:
             log.say(f"stopped by a signal: step {stop.stopped_at} is saved, launch again to go on")
     finally:
         log.close()

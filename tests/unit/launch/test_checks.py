@@ -149,3 +149,13 @@ def test_models_and_shards_must_share_their_token_ids(here: Path) -> None:
     write_tokenizer(here / "models", ["other"])
     with pytest.raises(ConfigError, match=r"data\.build\.tokenizer: the tokenizer of models gives"):
         check("data.build.tokenizer=models")
+
+
+def test_models_of_unlike_vocabularies_are_refused(here: Path) -> None:
+    other = here / "models" / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 300}))
+    with pytest.raises(
+        ConfigError, match=r"vocabulary has 300 entries, the teacher's 256; accepted"
+    ):
+        check("student.init={source: random, path: models/other}")

@@ -172,3 +172,14 @@ def test_unequal_tokens_are_flagged_in_a_comparison() -> None:
     assert fair["e_run_ratio"] == Quantity(1.0)
     unfair = compare({**figures, "tokens": Quantity(1000)}, {**figures, "tokens": Quantity(1500)})
     assert unfair["val_kl_difference"] == Quantity(0.0, flags=("unequal_tokens",))
+
+
+def test_a_torn_result_costs_its_scores_and_no_other_row(runs: Path) -> None:
+    torn = runs / "smoke_response-abcdef01-s2"
+    next((torn / "eval").glob("*.json")).write_text('{"results": ')
+    summary = summarise([runs])
+    rows = {run.run_id: run.figures["om_perf"] for run in summary.runs}
+    assert rows[torn.name].value is None
+    assert "broken_scores" in rows[torn.name].flags
+    assert "eval" in (rows[torn.name].reason or "")
+    assert rows["smoke_response-abcdef01-s1"].value is not None
