@@ -10,6 +10,29 @@ app = typer.Typer(
 )
 
 
+# The options that both harnesses share.
+Target = Annotated[Path, typer.Argument(help="A run directory, or a Hugging Face folder.")]
+Teacher = Annotated[Path | None, typer.Option(help="Teacher folder; by default the recipe's.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, bfloat16 or auto: float32 on a CPU, bfloat16 on a GPU.")
+]
+Data = Annotated[
+    Path | None, typer.Option(help="Shards whose held-out side the built-in tasks take.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the results; by default the run's eval/.")
+]
+ChatTemplate = Annotated[
+    bool, typer.Option("--chat-template", help="Put prompts into the chat template.")
+]
+StudentOnly = Annotated[bool, typer.Option("--student-only", help="Leave the teacher out.")]
+Again = Annotated[bool, typer.Option("--again", help="Run also what is stored.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+]
+
+
 @app.callback()
 def _group() -> None:
     """Evaluate students and teachers."""
@@ -17,10 +40,8 @@ def _group() -> None:
 
 @app.command()
 def lm(
-    target: Annotated[Path, typer.Argument(help="A run directory, or a Hugging Face folder.")],
-    teacher: Annotated[
-        Path | None, typer.Option(help="Teacher folder; by default the recipe's.")
-    ] = None,
+    target: Target,
+    teacher: Teacher = None,
     tasks: Annotated[
         str | None,
         typer.Option(help="Tasks or groups, with commas; by default the recipe's."),
@@ -36,31 +57,14 @@ def lm(
         typer.Option(min=0, help="Examples in the prompt; by default the task's."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences at once.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(help="float32, bfloat16 or auto: float32 on a CPU, bfloat16 on a GPU."),
-    ] = "auto",
-    data: Annotated[
-        Path | None,
-        typer.Option(help="Shards whose held-out side the built-in tasks take."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for the results; by default the run's eval/."),
-    ] = None,
-    chat_template: Annotated[
-        bool,
-        typer.Option("--chat-template", help="Put prompts into the chat template."),
-    ] = False,
-    student_only: Annotated[
-        bool, typer.Option("--student-only", help="Leave the teacher out.")
-    ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Run also what is stored.")] = False,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run code that comes with a model."),
-    ] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    data: Data = None,
+    out: Out = None,
+    chat_template: ChatTemplate = False,
+    student_only: StudentOnly = False,
+    again: Again = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Run lm-eval on a run's student and teacher, or on one model."""
     from ekd_nemo.cli.eval_lm import LmOptions, run_lm
@@ -88,10 +92,8 @@ def lm(
 
 @app.command()
 def light(
-    target: Annotated[Path, typer.Argument(help="A run directory, or a Hugging Face folder.")],
-    teacher: Annotated[
-        Path | None, typer.Option(help="Teacher folder; by default the recipe's.")
-    ] = None,
+    target: Target,
+    teacher: Teacher = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, with commas; by default python_docs_last_word.")
     ] = None,
@@ -107,29 +109,17 @@ def light(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Sequences at once; rounded up to eights.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or auto: float32 on a CPU, bfloat16 on a GPU.")
-    ] = "auto",
-    data: Annotated[
-        Path | None, typer.Option(help="Shards whose held-out side the built-in task takes.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; by default the run's eval/.")
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    data: Data = None,
+    out: Out = None,
     env: Annotated[Path, typer.Option(help="Environment of lighteval; made if absent.")] = Path(
         "assets/env/lighteval"
     ),
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Put prompts into the chat template.")
-    ] = False,
-    student_only: Annotated[
-        bool, typer.Option("--student-only", help="Leave the teacher out.")
-    ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Run also what is stored.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
-    ] = False,
+    chat_template: ChatTemplate = False,
+    student_only: StudentOnly = False,
+    again: Again = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Run lighteval, in an environment of its own, on a run's student and teacher, or on one model."""
     from ekd_nemo.cli.eval_light import run_light

@@ -85,13 +85,7 @@ def train(
         remove_unfinished(run.checkpoints)
     latest = latest_checkpoint(run.checkpoints)
     first = 0 if latest is None else checkpoint_step(latest)
-    log = TrainingLog(
-        run.train_log,
-        recipe,
-        attempt(),
-        speaks=rank == 0,
-        loggers=metric_loggers(run, recipe) if rank == 0 else (),
-    )
+    log = training_log(run, recipe, speaks=rank == 0)
     try:
         if first >= recipe.train.steps:
             log.say(f"step {first} of {recipe.train.steps} is done: nothing left to train")
@@ -119,6 +113,12 @@ def train(
     dist.barrier()
     dist.destroy_process_group()
     return EXIT_OK if trainer.global_step >= recipe.train.steps else EXIT_SAVED
+
+
+def training_log(run: RunDir, recipe: Recipe, *, speaks: bool) -> TrainingLog:
+    """Where steps are recorded: one rank speaks, the others keep silent."""
+    loggers = metric_loggers(run, recipe) if speaks else ()
+    return TrainingLog(run.train_log, recipe, attempt(), speaks=speaks, loggers=loggers)
 
 
 def student_source(recipe: Recipe, student: Architecture) -> TensorSource:
