@@ -1,6 +1,7 @@
 """The models that a recipe names, looked at before anything is made: architecture and token ids."""
 
 import importlib
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,15 @@ def _hub_config(name: str) -> Path:
     Raises: CheckpointError.
     """
     try:
-        hub: Any = importlib.import_module("huggingface_hub")
+        fetch: Any = importlib.import_module("huggingface_hub").hf_hub_download
         from requests import RequestException
     except ImportError as error:
         raise CheckpointError(
             f"{name}: no such folder; a hub id needs the extra 'train' (pip install 'ekd-nemo[train]')"
         ) from error
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not news
     try:
-        return Path(hub.hf_hub_download(name, CONFIG_FILE)).parent
+        return Path(fetch(name, CONFIG_FILE)).parent
     except (OSError, ValueError, RequestException) as error:
         raise CheckpointError(
             f"{name}: no such folder, and not to be had from the hub ({type(error).__name__}); "
