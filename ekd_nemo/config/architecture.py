@@ -6,6 +6,7 @@ Llama 3's; each is refused by name.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ LLAMA3_SCALING = {
 # Megatron pads the vocabulary to a multiple of this times the tensor-parallel size.
 VOCAB_MULTIPLE = 128
 CONFIG_FILE = "config.json"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name, where there is no such folder
 # Where a Megatron checkpoint that was imported here keeps config.json and tokenizer of its model.
 CHECKPOINT_ASSETS = Path("context") / "hf"
 

@@ -2,22 +2,19 @@
 
 import importlib
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
-from ekd_nemo.config.architecture import CONFIG_FILE, Architecture, read_architecture
+from ekd_nemo.config.architecture import CONFIG_FILE, HUB_ID, Architecture, read_architecture
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import CheckpointError, ConfigError, EkdError
 from ekd_nemo.sources.manifest import MANIFEST, read_manifest
 from ekd_nemo.sources.token_map import token_map_sha256
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-
 
 def is_hub_id(text: str) -> bool:
     """Whether a path is to be read as a hub id: `owner/name`, and no folder `owner` is here."""
-    return _HUB_ID.fullmatch(text) is not None and not Path(text).parent.exists()
+    return HUB_ID.fullmatch(text) is not None and not Path(text).parent.exists()
 
 
 def model_paths(resolved: ResolvedRecipe) -> dict[str, str]:

@@ -11,7 +11,7 @@ from requests.exceptions import RequestException
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ekd_nemo.config.architecture import read_architecture
+from ekd_nemo.config.architecture import HUB_ID, read_architecture
 from ekd_nemo.errors import CheckpointError
 from ekd_nemo.models.weights.source import HEAD, tensor_shapes
 
@@ -19,7 +19,6 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # Tensors that old checkpoints carry and that follow from the config.
 IGNORED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "merges.txt", "README.md"]
 
 
