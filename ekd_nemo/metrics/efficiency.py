@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from ekd_nemo.metrics.quantity import Quantity, weakest
-
-MIN_EPT_S: Final = 5.0
+from ekd_nemo.records.ept import MIN_EPT_S
 
 
 @dataclass(frozen=True, slots=True)
