@@ -15,11 +15,26 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class ResponseLoss(Strict):
-    """Distillation of the output distribution: `T^2 * KL(teacher || student)`."""
+    """Distillation of the output distribution at temperature T.
 
-    kind: Literal["forward_kl"] = "forward_kl"
+    `forward_kl` T^2 * KL(teacher || student), `reverse_kl` T^2 * KL(student || teacher), `jsd` the
+    generalised Jensen-Shannon divergence of `beta`, `total_variation`. `support` says what of
+    the teacher's distribution is compared: all of it, its `k` likeliest ids with the rest as one bucket,
+    or `k` ids drawn from it.
+    """
+
+    kind: Literal["forward_kl", "reverse_kl", "jsd", "total_variation"] = "forward_kl"
     temperature: PositiveFloat = 1.0
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    support: Literal["dense", "top_k", "sampled"] = "dense"
+    k: PositiveInt = 64
     weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> "ResponseLoss":
+        if self.support == "sampled" and (self.kind != "forward_kl" or self.temperature != 1.0):
+            raise ValueError("support sampled goes with kind forward_kl and temperature 1")
+        return self
 
 
 class FeaturePair(Strict):
@@ -31,22 +46,42 @@ class FeaturePair(Strict):
 
 
 class FeatureLoss(Strict):
-    """Distillation of hidden states through a trained linear projector per pair."""
+    """Distillation of hidden states.
 
-    pairs: Annotated[tuple[FeaturePair, ...], Field(min_length=1)]
+    Without `pairs` a default layer map is made from both depths. `projector` is a trained linear map from
+    the student's to the teacher's width, one for each pair, left out of the export; `none` needs equal
+    widths.
+    """
+
+    pairs: Annotated[tuple[FeaturePair, ...], Field(min_length=1)] | None = None
     kind: Literal["mse", "cosine"] = "mse"
     token_ratio: Fraction = 1.0
+    projector: Literal["linear", "none"] = "linear"
     weight: Weight = 1.0
 
 
 class RelationLoss(Strict):
-    """Distillation of the relations between pooled sequence embeddings of the global batch."""
+    """Distillation of the relations between embeddings.
 
+    `batch`: between the pooled sequences of the global batch, exactly, which costs one more forward pass
+    of the student. `tokens`: between sampled tokens inside each sequence.
+    """
+
+    scope: Literal["batch", "tokens"] = "batch"
     pooling: Literal["mean", "last"] = "mean"
+    tokens: Annotated[int, Field(ge=3, le=512)] = 32  # drawn from each sequence, scope tokens
     weight_distance: Weight = 1.0
     weight_angle: Weight = 0.0
     weight_gram: Weight = 0.0
     weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _compares_something(self) -> "RelationLoss":
+        if not (self.weight_distance or self.weight_angle or self.weight_gram):
+            raise ValueError(
+                "relation takes a weight_distance, weight_angle or weight_gram above 0"
+            )
+        return self
 
 
 class Objective(Strict):

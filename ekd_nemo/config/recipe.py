@@ -12,7 +12,8 @@ from ekd_nemo.config.data import DataBuild
 from ekd_nemo.config.objective import Objective
 
 Method = Literal["sft", "response", "feature", "relation", "combined"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp8"]
+Recompute = Literal["none", "selective", "full"]
 
 
 class Parallel(Strict):
@@ -20,21 +21,69 @@ class Parallel(Strict):
 
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
+    virtual_pipeline: PositiveInt | None = None  # model chunks a stage, interleaved
     sequence_parallel: bool = False
 
     @model_validator(mode="after")
-    def _sequence_needs_tensor(self) -> "Parallel":
+    def _fits_itself(self) -> "Parallel":
         if self.sequence_parallel and self.tensor == 1:
             raise ValueError("sequence_parallel goes with a tensor of 2 or more")
+        if self.virtual_pipeline is not None and (self.virtual_pipeline < 2 or self.pipeline < 2):
+            raise ValueError("virtual_pipeline of 2 or more goes with a pipeline of 2 or more")
         return self
 
 
-class Teacher(Strict):
-    """The frozen model that is distilled: a Hugging Face folder or hub id."""
+class Split(Strict):
+    """Ranks of their own for the teacher, which works ahead of the student and ships its outputs."""
+
+    ranks: PositiveInt
+    depth: PositiveInt = 1  # global batches ahead of the student
+    transport: Precision = "bf16"
+
+
+class CacheBuild(Strict):
+    """How a cache is made when it is not there: what of the teacher's outputs it keeps."""
+
+    kind: Literal["topk", "sampled", "hidden", "embeddings"]
+    k: PositiveInt = 64  # ids a token, for topk
+    samples: PositiveInt = 64  # draws a token, for sampled
+    storage: Literal["fp32", "bf16", "int8"] = "bf16"  # of hidden states
+
+
+class CacheUse(Strict):
+    """The folder that the teacher's outputs are read from, built by `build` when it is not there."""
 
     path: str
-    placement: Literal["shared"] = "shared"
+    build: CacheBuild | None = None
+
+
+class Teacher(Strict):
+    """The frozen model that is distilled: a Hugging Face folder or hub id.
+
+    `shared`: on the student's ranks, in the layout `parallel` (None: the student's). `split`: on ranks of
+    its own. `cached`: its outputs are read from a cache.
+    """
+
+    path: str
+    placement: Literal["shared", "split", "cached"] = "shared"
     precision: Precision = "bf16"
+    parallel: Parallel | None = None
+    offload: bool = False  # keep the weights in host memory between passes
+    split: Split | None = None
+    cache: CacheUse | None = None
+
+    @model_validator(mode="after")
+    def _fits_placement(self) -> "Teacher":
+        for section in ("split", "cache"):
+            wanted = self.placement == {"split": "split", "cache": "cached"}[section]
+            if wanted != (getattr(self, section) is not None):
+                raise ValueError(
+                    f"placement {self.placement} goes {'with' if wanted else 'without'} "
+                    f"the section {section}"
+                )
+        if self.offload and self.placement != "shared":
+            raise ValueError("offload goes with placement shared")
+        return self
 
 
 class StudentInit(Strict):
@@ -63,12 +112,32 @@ class StudentInit(Strict):
         return self
 
 
+class Lora(Strict):
+    """Low-rank adapters in place of full training."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"], ...] = (
+        "linear_qkv",
+        "linear_proj",
+        "linear_fc1",
+        "linear_fc2",
+    )
+
+
 class Student(Strict):
-    """The model that is trained."""
+    """The model that is trained.
+
+    `recompute`: which activations are made again in the backward pass instead of kept; `selective` those
+    of the attention, `full` whole layers.
+    """
 
     init: StudentInit
     precision: Precision = "bf16"
     parallel: Parallel = Parallel()
+    recompute: Recompute = "none"
+    lora: Lora | None = None
 
 
 class Optimizer(Strict):

@@ -34,6 +34,34 @@ def check_method(resolved: ResolvedRecipe) -> None:
         raise ConfigError(
             f"{resolved.place('method')}: method {method} cannot be launched yet; accepted: {', '.join(LAUNCHABLE)}"
         )
+    for key, (value, accepted) in not_yet(resolved.recipe).items():
+        if value not in accepted:
+            raise ConfigError(
+                f"{resolved.place(key)}: {key} is {value}, which cannot be launched yet; accepted: "
+                f"{', '.join(str(each) for each in accepted)}"
+            )
+
+
+def not_yet(recipe: Recipe) -> dict[str, tuple[object, tuple[object, ...]]]:
+    """Settings that the schema knows and the worker does not train with yet: value and what it takes."""
+    student, response = recipe.student, recipe.objective.response
+    found: dict[str, tuple[object, tuple[object, ...]]] = {
+        "student.precision": (student.precision, ("fp32", "bf16")),
+        "student.recompute": (student.recompute, ("none",)),
+        "student.parallel.virtual_pipeline": (student.parallel.virtual_pipeline, (None,)),
+        "student.lora": (None if student.lora is None else "set", (None,)),
+    }
+    if response is not None:
+        found["objective.response.support"] = (response.support, ("dense",))
+    if recipe.teacher is not None:
+        teacher = recipe.teacher
+        found |= {
+            "teacher.placement": (teacher.placement, ("shared",)),
+            "teacher.precision": (teacher.precision, ("fp32", "bf16")),
+            "teacher.parallel": (None if teacher.parallel is None else "set", (None,)),
+            "teacher.offload": (teacher.offload, (False,)),
+        }
+    return found
 
 
 def check_plan(plan: Plan, ask_hub: bool) -> None:

@@ -163,7 +163,7 @@ def test_an_error_is_one_line_with_its_place(
         ),
         (
             "objective.response.temp=2",
-            r"objective\.response\.temp is not a key of objective\.response; .*accepted: kind, temperature, weight",
+            r"objective\.response\.temp is not a key of objective\.response; .*accepted: kind, temperature, beta, support, k, weight",
         ),
         (
             "train.steps=0",
