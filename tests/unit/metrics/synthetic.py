@@ -62,7 +62,8 @@ class Recorder:
     telemetry: list[Line] = field(default_factory=list)
     marks: dict[int, list[Line]] = field(default_factory=dict)
 
-    def _where(self, at_s: float) -> dict[str, Any]:
+    def where(self, at_s: float) -> dict[str, Any]:
+        """Node and times of a line."""
         at_ns = round(at_s * S)
         return {
             "node": self.node,
@@ -85,13 +86,13 @@ class Recorder:
             "idle_power_mw": 70_000,
         }
         self.telemetry.append(
-            DeviceLine(**self._where(0), sampler=self.sampler, **(values | changes))
+            DeviceLine(**self.where(0), sampler=self.sampler, **(values | changes))
         )
 
     def power(self, uuid: str, at_s: float, watts: float, source: Any = "measured") -> None:
         self.telemetry.append(
             PowerLine(
-                **self._where(at_s),
+                **self.where(at_s),
                 sampler=self.sampler,
                 uuid=uuid,
                 meter="nvml",
@@ -103,7 +104,7 @@ class Recorder:
     def counter(self, uuid: str, at_s: float, joules: float, source: Any = "measured") -> None:
         self.telemetry.append(
             CounterLine(
-                **self._where(at_s),
+                **self.where(at_s),
                 sampler=self.sampler,
                 uuid=uuid,
                 meter="nvml",
@@ -147,7 +148,7 @@ class Recorder:
             "uuids": [f"GPU-{rank}"],
             "parallel": {"tensor": 0, "pipeline": 0, "data": 0},
         }
-        self.marks.setdefault(rank, []).append(kind(**self._where(at_s), **(values | dict(more))))
+        self.marks.setdefault(rank, []).append(kind(**self.where(at_s), **(values | dict(more))))
 
     def phase(self, rank: int, name: str, start_s: float, end_s: float | None, **more: Any) -> None:
         """A phase, left open where `end_s` is None."""
