@@ -30,12 +30,20 @@ def _group() -> None:
 def summarise(
     runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
     format: Annotated[Format, typer.Option(help="How to write it.")] = Format.TABLE,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML with pue, grid_carbon and price, each with value, unit and source; "
+            "a cluster file will do. Default: what each run.json states."
+        ),
+    ] = None,
 ) -> None:
     """Show runs and methods: losses, energy, scores, each with its source; n/a with the reason."""
     from ekd_nemo.metrics import render
+    from ekd_nemo.metrics.site import read_site
     from ekd_nemo.metrics.summary import summarise as summary_of
 
-    summary = summary_of(runs)
+    summary = summary_of(runs, read_site(site) if site is not None else None)
     if format is Format.TABLE:
         render.print_tables(summary)
         return

@@ -27,6 +27,14 @@ def signed(places: int) -> Formatter:
     return lambda value: f"{value:+.{places}f}"
 
 
+def rounded(value: float) -> str:
+    """Four significant digits: `1,234,000`, `12.34`, `0.001234`."""
+    if value and abs(value) >= 1000:
+        digits = 3 - math.floor(math.log10(abs(value)))
+        return f"{round(value, digits):,.0f}" if abs(value) < 1e9 else f"{value:.3e}"
+    return f"{value:.4g}"
+
+
 def power(value: float) -> str:
     """Power with four significant digits and a fitting unit: `1.234 kW`."""
     return f"{value / 1000:.4g} kW" if value >= 1000 else f"{value:.4g} W"

@@ -72,6 +72,19 @@ class Quantity:
         )
 
 
+def difference(one: Quantity, other: Quantity) -> Quantity:
+    """One figure less another of its unit, without bounds; `n/a` with the first reason."""
+    flags = (*one.flags, *other.flags)
+    for part in (one, other):
+        if part.value is None:
+            return Quantity.missing(one.unit, part.reason or "", flags)
+    assert one.value is not None
+    assert other.value is not None
+    return Quantity(
+        one.value - other.value, one.unit, weakest([one.source, other.source]), flags=flags
+    )
+
+
 def weakest(sources: Iterable[Source | None]) -> Source | None:
     """The weakest source of several; None when none of them has one."""
     present = set(sources)

@@ -12,8 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ekd_nemo.metrics.inference import figures_of
 from ekd_nemo.metrics.summary import Comparison, Figures, MethodSummary, RunSummary, Summary
 from ekd_nemo.metrics.tables import Table, notes_of, tables_of
+from ekd_nemo.records.ept import EptEntry
 
 SCHEMA_VERSION: Final = 1
 PLAIN_WIDTH: Final = 110  # columns where the output is not a terminal
@@ -39,10 +41,26 @@ def _run(run: RunSummary) -> dict[str, Any]:
         "method": run.identity.method,
         "seed": run.identity.seed,
         "attempts": len(run.identity.attempts),
+        "factors": run.factors.model_dump(mode="json"),
         "flags": list(run.flags),
         "figures": _figures(run.figures),
         "teacher": _figures(run.teacher),
         "base": _figures(run.base),
+        "inference": [_inference(entry) for entry in run.benchmark.entries],
+    }
+
+
+def _inference(entry: EptEntry) -> dict[str, Any]:
+    """One model on one workload at one batch size."""
+    return {
+        "role": entry.role,
+        "engine": entry.engine.model_dump(mode="json"),
+        "devices": [device.uuid for device in entry.devices],
+        "workload": entry.workload.model_dump(mode="json"),
+        "workload_hash": entry.workload_hash,
+        "batch_size": entry.batch_size,
+        "uncertainty_pct": entry.uncertainty_pct,
+        "figures": _figures(figures_of(entry)),
     }
 
 
@@ -204,9 +222,9 @@ def _rich_table(table: Table) -> RenderableType:
     )
     lines = max(heading.count("\n") for heading in table.columns)
     heads = ["\n" * (lines - heading.count("\n")) + heading for heading in table.columns]
-    grid.add_column(heads[0], overflow="fold")
+    grid.add_column(Text(heads[0]), overflow="fold")
     for heading in heads[1:]:
-        grid.add_column(heading, justify="right", no_wrap=True)
+        grid.add_column(Text(heading), justify="right", no_wrap=True)
     for section in table.sections:
         for row in section:
             grid.add_row(*map(Text, row))

@@ -1,22 +1,32 @@
 """The figures of runs and methods, by name, each a `Quantity`: what every table and report is made of."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from ekd_nemo.errors import DataError
 from ekd_nemo.evals.results import Score, read_results
 from ekd_nemo.metrics.charged import charges_of
+from ekd_nemo.metrics.efficiency import tokens_to_break_even
 from ekd_nemo.metrics.energy import RunEnergy, run_energy
+from ekd_nemo.metrics.inference import (
+    NO_BENCHMARK,
+    efficiency_figures,
+    inference_figures,
+    matched,
+)
 from ekd_nemo.metrics.ledger import Ledger, ledger_of_run
 from ekd_nemo.metrics.quality import Performance, ScoreMismatchError, performance, shown_scores
-from ekd_nemo.metrics.quantity import Quantity
+from ekd_nemo.metrics.quantity import Quantity, difference
 from ekd_nemo.metrics.repeats import mean_of_repeats
+from ekd_nemo.metrics.reuse import Twin, twin_of, uses_to_pay
+from ekd_nemo.metrics.site import check_factors, site_figures
 from ekd_nemo.metrics.tokens import TrainedTokens, trained_tokens
 from ekd_nemo.metrics.training import Training, read_training
-from ekd_nemo.records.identity import RunIdentity, read_identity
+from ekd_nemo.records.ept import EptFile, read_ept
+from ekd_nemo.records.identity import Factors, Input, RunIdentity, read_identity
 from ekd_nemo.records.rundir import RunDir, find_runs
 from ekd_nemo.units import J_PER_KWH
 
@@ -31,9 +41,14 @@ class RunSummary:
     """One run.
 
     Attributes:
+        run_id: the run's name in this summary: its id, with as much of its folders in front as tells runs of one
+            id apart.
         figures: by name; those of phases and scores begin with `phase:` and `score:`.
-        teacher, base: `score:` figures of the other models that the run evaluated.
+        teacher, base: `score:` and `ept_` figures of the other models that the run evaluated.
+        factors: PUE, grid carbon and price that were given, with their sources.
         flags: of the records as a whole.
+        twin: what it shares with runs that differ in where the teacher's outputs come from; None without a teacher.
+        benchmark: the energy-per-token benchmark as it was recorded.
     """
 
     run_id: str
@@ -42,7 +57,10 @@ class RunSummary:
     figures: Figures
     teacher: Figures
     base: Figures
+    factors: Factors
     flags: tuple[str, ...]
+    twin: Twin | None = None
+    benchmark: EptFile = field(default_factory=EptFile)
 
     @property
     def records(self) -> RunDir:
@@ -81,20 +99,36 @@ class Summary:
     comparisons: tuple[Comparison, ...]
 
 
-def summarise(folders: Iterable[Path]) -> Summary:
+def summarise(folders: Iterable[Path], site: Factors | None = None) -> Summary:
     """Read run directories, or folders of them, and summarise what is there.
 
+    Args:
+        folders: where the runs are.
+        site: factors in place of those that the runs' own records state.
     Raises: RunDirError where a folder holds no run or a run.json is broken.
     """
     found = {run.path.resolve(): run for folder in folders for run in find_runs(folder)}
-    runs = [summarise_run(found[path]) for path in sorted(found)]
+    runs = [summarise_run(found[path], site) for path in sorted(found)]
     runs.sort(key=lambda r: (r.identity.recipe, r.identity.seed or 0, r.run_id, str(r.path)))
-    runs = _with_charges(runs)
-    methods = methods_of(runs)
+    runs = with_charges(told_apart(runs))
+    methods = with_reuse(methods_of(runs), runs)
     return Summary(tuple(runs), methods, comparisons_of(methods))
 
 
-def summarise_run(run: RunDir) -> RunSummary:
+def told_apart(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The runs, those of one id named with their folders: the same recipe launched in two places has one id."""
+    names = {run.path: run.run_id for run in runs}
+    depth = 0
+    while repeated := {n for n, count in Counter(names.values()).items() if count > 1}:
+        depth += 1
+        for run in runs:
+            if names[run.path] in repeated:
+                parents = run.path.resolve().parts[-depth - 1 : -1]
+                names[run.path] = "/".join((*parents, run.identity.run_id))
+    return [replace(run, run_id=names[run.path]) for run in runs]
+
+
+def summarise_run(run: RunDir, site: Factors | None = None) -> RunSummary:
     """The figures of one run, without what other runs charge it."""
     identity = read_identity(run)
     ledger = ledger_of_run(run)
@@ -104,15 +138,48 @@ def summarise_run(run: RunDir) -> RunSummary:
     if broken is not None:
         absent = Quantity.missing("", broken, ("broken_scores",))
         figures |= dict.fromkeys(("om_perf", "om_perf_rms", "retention"), absent)
+    benchmark, why_none = _benchmark(run)
+    factors = _overridden(identity.factors, site)
+    check_factors(factors, str(run.run_json))
+    figures |= inference_figures(benchmark, "student", why_none)
+    figures |= efficiency_figures(benchmark, figures["om_perf"])
+    figures |= site_figures(figures["e_run"], factors)
     return RunSummary(
         identity.run_id,
         run.path,
         identity,
         figures,
-        {SCORE + name: q for name, q in shown_scores(scores, "teacher").items()},
-        {SCORE + name: q for name, q in shown_scores(scores, "base").items()},
+        _of_other(scores, benchmark, "teacher"),
+        _of_other(scores, benchmark, "base"),
+        factors,
         ledger.flags,
+        twin_of(run),
+        benchmark,
     )
+
+
+def _benchmark(run: RunDir) -> tuple[EptFile, str]:
+    """The energy-per-token benchmark, and why there is none: a broken file must not cost the table."""
+    try:
+        return read_ept(run.ept_json), NO_BENCHMARK
+    except DataError as error:
+        return EptFile(), str(error)
+
+
+def _overridden(stored: Factors, site: Factors | None) -> Factors:
+    """The run's own factors, each replaced where the site states another."""
+    if site is None:
+        return stored
+    given = {name: value for name in Factors.model_fields if (value := getattr(site, name))}
+    return stored.model_copy(update=given)
+
+
+def _of_other(scores: Sequence[Score], benchmark: EptFile, role: str) -> Figures:
+    """What the run measured of the teacher, or of the student before distillation."""
+    figures = {SCORE + name: q for name, q in shown_scores(scores, role).items()}
+    if any(entry.role == role for entry in benchmark.entries):
+        figures |= inference_figures(benchmark, role)
+    return figures
 
 
 def _scores(run: RunDir) -> tuple[Sequence[Score], str | None]:
@@ -189,22 +256,101 @@ def _quality_figures(scores: Sequence[Score]) -> dict[str, Quantity]:
     }
 
 
-def _with_charges(runs: Sequence[RunSummary]) -> list[RunSummary]:
-    """The runs with E_charged and E_amortised, which depend on the other runs."""
+def with_charges(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """The runs with what depends on the other runs: E_charged, E_amortised, and T* of them."""
     own = {run.run_id: run.figures["e_run"] for run in runs}
-    inputs = {run.run_id: run.identity.inputs for run in runs}
-    shared = charges_of(own, inputs)
+    inputs = {
+        run.run_id: [_resolved(run, part, runs) for part in run.identity.inputs] for run in runs
+    }
+    made = {key: value for run in runs for key, value in _made_beside(run).items()}
+    shared = charges_of(own, inputs, made)
     charged: list[RunSummary] = []
     for run in runs:
-        charges, e_run = shared[run.run_id], run.figures["e_run"]
-        if own[run.run_id] is not e_run:  # the same recipe launched in two folders has one id
-            mine = charges_of(
-                {**own, run.run_id: e_run}, {**inputs, run.run_id: run.identity.inputs}
-            )
-            charges = mine[run.run_id]
-        both = {"e_charged": charges.charged, "e_amortised": charges.amortised}
+        charges = shared[run.run_id]
+        best = matched(run.benchmark)
+        both = {
+            "e_charged": charges.charged,
+            "e_amortised": charges.amortised,
+            "t_star": tokens_to_break_even(charges.charged, best.teacher, best.student),
+        }
         charged.append(replace(run, figures={**run.figures, **both}))
     return charged
+
+
+def _resolved(reader: RunSummary, part: Input, runs: Sequence[RunSummary]) -> Input:
+    """An input with its maker's name in this summary: of several of one id the one beside the reader."""
+    makers = [run for run in runs if run.identity.run_id == part.run_id]
+    beside = [run for run in makers if run.path.resolve().parent == reader.path.resolve().parent]
+    for found in (makers, beside):
+        if len(found) == 1:
+            return part.model_copy(update={"run_id": found[0].run_id})
+    return part
+
+
+_MADE_IN: Final = {"cache": "teacher_cache", "data": "preprocess"}
+
+
+def _made_beside(run: RunSummary) -> dict[tuple[str, str], Quantity]:
+    """Energy of what a training run made on the way, by kind of input: the rest of its energy is its own."""
+    if PHASE + "student_train" not in run.figures:
+        return {}
+    return {
+        (run.run_id, kind): run.figures[PHASE + phase]
+        for kind, phase in _MADE_IN.items()
+        if PHASE + phase in run.figures
+    }
+
+
+def with_reuse(
+    methods: Sequence[MethodSummary], runs: Sequence[RunSummary]
+) -> tuple[MethodSummary, ...]:
+    """The methods with N*, where a cached one has a twin whose teacher runs live."""
+    by_name = {run.run_id: run for run in runs}
+    members = {method.name: [by_name[run] for run in method.runs] for method in methods}
+    found: list[MethodSummary] = []
+    for method in methods:
+        twin = members[method.name][0].twin
+        live = next(
+            (m for m in methods if twin and members[m.name][0].twin == Twin(twin.key, False)), None
+        )
+        n_star = Quantity.missing("uses", "its teacher's outputs are not read from a cache")
+        if twin is not None and twin.is_cached:
+            n_star = Quantity.missing(
+                "uses", "no run among these has the same recipe with a live teacher"
+            )
+            if live is not None:
+                cache = _making_of_cache(members[method.name], by_name)
+                n_star = uses_to_pay(cache, live.figures, _without_making(method, members))
+        found.append(replace(method, figures={**method.figures, "n_star": n_star}))
+    return tuple(found)
+
+
+def _making_of_cache(readers: Sequence[RunSummary], runs: Mapping[str, RunSummary]) -> Quantity:
+    """Energy of making the cache that these runs read."""
+    known = list(runs.values())
+    makers = {
+        _resolved(reader, part, known).run_id
+        for reader in readers
+        for part in reader.identity.inputs
+        if part.kind == "cache"
+    }
+    if len(makers) != 1:
+        return Quantity.missing("J", f"its runs read caches of {len(makers)} makers, not of one")
+    (name,) = makers
+    if name is None or name not in runs:
+        return Quantity.missing("J", f"run {name}, which made the cache, is not among the runs")
+    maker = runs[name]
+    return _made_beside(maker).get((name, "cache"), maker.figures["e_run"])
+
+
+def _without_making(method: MethodSummary, members: Mapping[str, Sequence[RunSummary]]) -> Figures:
+    """The figures of a cached method, the making of the cache taken off the run that made it for itself."""
+    energies: list[Quantity] = []
+    for run in members[method.name]:
+        made = _made_beside(run).get((run.run_id, "cache"))
+        e_run = run.figures["e_run"]
+        energies.append(e_run if made is None else difference(e_run, made))
+    return {**method.figures, "e_run": mean_of_repeats(energies, "J")}
 
 
 def methods_of(runs: Sequence[RunSummary]) -> tuple[MethodSummary, ...]:
@@ -250,7 +396,7 @@ def comparisons_of(methods: Sequence[MethodSummary]) -> tuple[Comparison, ...]:
 
 
 _DIFFERENCES: Final = ("val_kl", "val_ce", "om_perf", "retention")
-_RATIOS: Final = ("e_run", "e_charged", "energy_per_token", "tokens")
+_RATIOS: Final = ("e_run", "e_charged", "e_amortised", "energy_per_token", "tokens", "ept_total")
 _EQUAL_TOKENS: Final = 0.01
 
 
@@ -264,18 +410,9 @@ def compare(figures: Figures, baseline: Figures) -> dict[str, Quantity]:
     flags = ("unequal_tokens",) if uneven else ()
     result = {f"{name}_ratio": figures[name].divided_by(baseline[name], "") for name in _RATIOS}
     result |= {
-        f"{name}_difference": _difference(figures[name], baseline[name]) for name in _DIFFERENCES
+        f"{name}_difference": difference(figures[name], baseline[name]) for name in _DIFFERENCES
     }
     return {
         name: replace(quantity, low=None, high=None).flagged(*flags)
         for name, quantity in sorted(result.items())
     }
-
-
-def _difference(one: Quantity, other: Quantity) -> Quantity:
-    for part in (one, other):
-        if part.value is None:
-            return Quantity.missing(one.unit, part.reason or "", (*one.flags, *other.flags))
-    assert one.value is not None
-    assert other.value is not None
-    return Quantity(one.value - other.value, one.unit, flags=(*one.flags, *other.flags))

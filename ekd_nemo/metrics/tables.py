@@ -1,42 +1,23 @@
 """The tables of a summary: rows of text, the same for the terminal, Markdown and LaTeX."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ekd_nemo.metrics import format as fmt
+from ekd_nemo.metrics.efficiency_tables import (
+    EFFICIENCY,
+    INFERENCE,
+    efficiency_table,
+    inference_table,
+    site_table,
+)
 from ekd_nemo.metrics.glossary import FLAGS
+from ekd_nemo.metrics.inference import has_benchmark
 from ekd_nemo.metrics.summary import PHASE, SCORE, Comparison, Figures, Summary
+from ekd_nemo.metrics.table_parts import Column, Row, Table, cells, others, sections
 from ekd_nemo.records.phases import PHASES
-
-Row = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """One table.
-
-    Attributes:
-        caption: the definitions, in a line or two.
-        columns: headings; the first column is text, the others are numbers.
-        sections: groups of rows that a rule sets apart; never empty.
-    """
-
-    title: str
-    caption: str
-    columns: Row
-    sections: tuple[tuple[Row, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One figure as a column."""
-
-    name: str
-    heading: str
-    show: fmt.Formatter
-
 
 _TRAINING: Final = (
     Column("steps", "steps", fmt.count),
@@ -66,6 +47,8 @@ _COMPARISON: Final = (
     Column("tokens_ratio", "tokens", fmt.decimals(3)),
     Column("e_run_ratio", "E_run", fmt.decimals(3)),
     Column("e_charged_ratio", "E_charged", fmt.decimals(3)),
+    Column("e_amortised_ratio", "E_amortised", fmt.decimals(3)),
+    Column("ept_total_ratio", "EPT_total", fmt.decimals(3)),
 )
 
 
@@ -74,13 +57,15 @@ _LABELS: Final = {
     "om_perf": "OM_perf",
     "retention": "above chance",
 }
-_EXPLAINED: Final = frozenset(_LABELS)
+_EFFICIENCY_LABELS: Final = {  # explained where their tables are shown
+    c.name: c.heading.replace("\n", " ") for c in (*INFERENCE, *EFFICIENCY) if c.name not in _LABELS
+}
 _OF_METHODS: Final = frozenset(("few_repeats", "missing_repeats"))
 _HEADING_WIDTH: Final = 14
 _LISTED: Final = 6
-_INTERVALS: Final = (
+INTERVALS: Final = (
     "±: 95 % interval, of the mean over repeats in rows of methods, from the harness's standard errors "
-    "in rows of runs; a..b: bounds of an energy with gaps"
+    "or the benchmark's repeats in rows of runs; a..b: bounds of an energy with gaps"
 )
 
 
@@ -90,9 +75,22 @@ def tables_of(summary: Summary) -> list[Table]:
     if any(name.startswith(PHASE) for run in summary.runs for name in run.figures):
         tables.append(phase_table(summary))
     tables.append(quality_table(summary))
+    if any(has_benchmark(run.figures) for run in summary.runs):
+        tables.append(inference_table(summary))
+    if _shows_efficiency(summary):
+        tables.append(efficiency_table(summary))
+    if any(f is not None for run in summary.runs for f in vars(run.factors).values()):
+        tables.append(site_table(summary))
     if summary.comparisons:
         tables.append(comparison_table(summary.comparisons))
     return tables
+
+
+def _shows_efficiency(summary: Summary) -> bool:
+    """Whether there is a benchmark of inference or a break-even count."""
+    return any(has_benchmark(run.figures) for run in summary.runs) or any(
+        method.figures["n_star"].value is not None for method in summary.methods
+    )
 
 
 def training_table(summary: Summary) -> Table:
@@ -103,7 +101,7 @@ def training_table(summary: Summary) -> Table:
         "final loss is the recipe's objective at the last step. Held-out: last validation. "
         "time: what E_run spans.",
         ("run", *(column.heading for column in _TRAINING)),
-        _sections(summary, lambda figures: _cells(figures, _TRAINING)),
+        sections(summary, lambda figures: cells(figures, _TRAINING)),
     )
 
 
@@ -115,14 +113,14 @@ def energy_table(summary: Summary) -> Table:
         "Charged: with the making of what was read; amortised: with its share over the uses. "
         "per token: E_run / tokens.",
         ("run", *(column.heading for column in _ENERGY), "covered", "source"),
-        _sections(summary, _energy_cells),
+        sections(summary, _energy_cells),
     )
 
 
 def _energy_cells(figures: Figures) -> Row:
     e_run = figures["e_run"]
     covered = fmt.MISSING if e_run.coverage is None else fmt.percent(e_run.coverage)
-    return (*_cells(figures, _ENERGY), covered, e_run.source or fmt.MISSING)
+    return (*cells(figures, _ENERGY), covered, e_run.source or fmt.MISSING)
 
 
 def phase_table(summary: Summary) -> Table:
@@ -133,7 +131,7 @@ def phase_table(summary: Summary) -> Table:
         "The phases and idle add up to E_run; eval, ept, host (CPU, RAM) and unattributed "
         "(sampled, used by no rank) stand beside it.",
         ("run", *(column.heading for column in columns)),
-        _sections(summary, lambda figures: _cells(figures, columns, absent="-")),
+        sections(summary, lambda figures: cells(figures, columns, absent="-")),
     )
 
 
@@ -152,38 +150,23 @@ def _phase_columns(runs: Iterable[Figures]) -> list[Column]:
 
 def quality_table(summary: Summary) -> Table:
     """Task scores of teacher, base and students, and OM_perf."""
-    others = _others(summary)
-    everything = [*others.values(), *(run.figures for run in summary.runs)]
+    models = others(summary, SCORE)
+    everything = [*models.values(), *(run.figures for run in summary.runs)]
     names = sorted({name for figures in everything for name in figures if name.startswith(SCORE)})
     columns = [Column(name, _heading(name), fmt.decimals(4)) for name in names]
     columns += [
         Column("om_perf", "OM_perf", fmt.decimals(4)),
         Column("retention", "above\nchance", fmt.decimals(4)),
     ]
-    rows = tuple((name, *_cells(figures, columns, "-")) for name, figures in others.items())
-    sections = _sections(summary, lambda figures: _cells(figures, columns))
+    rows = tuple((name, *cells(figures, columns, "-")) for name, figures in models.items())
+    students = sections(summary, lambda figures: cells(figures, columns))
     return Table(
         "Quality",
         "OM_perf: mean over tasks of student / teacher, higher-is-better metrics only, a suite once. "
         "above chance: mean of (s - c) / (t - c). bits_per_byte: lower is better, never in OM_perf.",
         ("model", *(column.heading for column in columns)),
-        ((rows, *sections) if rows else sections),
+        ((rows, *students) if rows else students),
     )
-
-
-def _others(summary: Summary) -> dict[str, Figures]:
-    """Scores of teacher and base by row name: one row where all runs agree, else one a run."""
-    rows: dict[str, Figures] = {}
-    for role in ("teacher", "base"):
-        found = {run.run_id: scores for run in summary.runs if (scores := getattr(run, role))}
-        distinct = {
-            tuple(sorted((n, q.value) for n, q in scores.items())) for scores in found.values()
-        }
-        if len(distinct) == 1:
-            rows[role] = next(iter(found.values()))
-        else:
-            rows.update({f"{role} of {run_id}": scores for run_id, scores in found.items()})
-    return rows
 
 
 def _heading(name: str) -> str:
@@ -200,46 +183,59 @@ def _heading(name: str) -> str:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Methods against their baselines."""
-    rows = tuple((f"{c.name} - {c.baseline}", *_cells(c.figures, _COMPARISON)) for c in comparisons)
+    rows = tuple((f"{c.name} - {c.baseline}", *cells(c.figures, _COMPARISON)) for c in comparisons)
     return Table(
         "Against the baseline",
         "KL, CE and OM_perf: method minus baseline (KL and CE: negative is better). "
-        "tokens, E_run and E_charged: method over baseline.",
+        "tokens, E_run in its three views and EPT_total: method over baseline.",
         ("method", *(column.heading for column in _COMPARISON)),
         (rows,),
     )
 
 
-def _cells(figures: Figures, columns: Iterable[Column], absent: str = fmt.MISSING) -> Row:
-    """One cell a column: `n/a` for what is missing, `absent` for what the row cannot have."""
-    return tuple(
-        fmt.cell_with_bounds(figures[c.name], c.show) if c.name in figures else absent
-        for c in columns
-    )
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """Figures that are `n/a` for one reason.
+
+    Attributes:
+        figures: as the tables call them.
+        runs: the runs, or methods, that lack them.
+    """
+
+    figures: tuple[str, ...]
+    reason: str
+    runs: tuple[str, ...]
 
 
-def _sections(summary: Summary, cells: Callable[[Figures], Row]) -> tuple[tuple[Row, ...], ...]:
-    """A row a run, then a row a method."""
-    runs = tuple((run.run_id, *cells(run.figures)) for run in summary.runs)
-    methods = tuple(
-        (f"{method.name}, {_mean_of(len(method.runs))}", *cells(method.figures))
-        for method in summary.methods
-    )
-    return runs, methods
+@dataclass(frozen=True, slots=True)
+class FlagNote:
+    """A flag, what it means, and the runs, methods or comparisons that carry it."""
+
+    flag: str
+    meaning: str
+    where: tuple[str, ...]
 
 
-def _mean_of(count: int) -> str:
-    return f"mean of {count}" if count > 1 else "1 run"
-
-
-def notes_of(summary: Summary) -> list[str]:
-    """Why figures are missing, and what flags mean, each with the rows that it concerns."""
+def absences_of(summary: Summary) -> list[Absence]:
+    """Why figures of the tables are missing, in the order of the runs."""
     missing: dict[tuple[str, str], list[str]] = {}
+    labels = _LABELS | (_EFFICIENCY_LABELS if _shows_efficiency(summary) else {})
+    rows = [(run.run_id, run.figures) for run in summary.runs]
+    rows += [(method.name, {"n_star": method.figures["n_star"]}) for method in summary.methods]
+    for row, figures in rows:
+        for name, quantity in figures.items():
+            if quantity.value is None and name in labels:
+                missing.setdefault((quantity.reason or "", labels[name]), []).append(row)
+    reasons: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, label), where in missing.items():
+        reasons.setdefault((reason, tuple(where)), []).append(label)
+    return [Absence(tuple(names), reason, runs) for (reason, runs), names in reasons.items()]
+
+
+def flags_of(summary: Summary) -> list[FlagNote]:
+    """What the flags mean, sorted, each with the rows that it concerns."""
     flags: dict[str, list[str]] = {}
     for run in summary.runs:
-        for name, quantity in run.figures.items():
-            if quantity.value is None and name in _EXPLAINED:
-                missing.setdefault((quantity.reason or "", _LABELS[name]), []).append(run.run_id)
         # idle time between two marks is always short: that it is apportioned says nothing
         told = [quantity for name, quantity in run.figures.items() if name != f"{PHASE}idle"]
         for flag in sorted({*run.flags, *(f for q in told for f in q.flags)}):
@@ -250,21 +246,25 @@ def notes_of(summary: Summary) -> list[str]:
     for comparison in summary.comparisons:
         if any("unequal_tokens" in q.flags for q in comparison.figures.values()):
             flags.setdefault("unequal_tokens", []).append(comparison.name)
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for (reason, label), where in missing.items():
-        reasons.setdefault((reason, _listed(where)), []).append(label)
-    notes = [
-        f"n/a: {', '.join(labels)}: {reason} ({where})"
-        for (reason, where), labels in reasons.items()
-    ]
-    notes.insert(0, _INTERVALS)
-    return notes + [
-        f"{flag}: {FLAGS.get(flag, 'no explanation')} ({_listed(flags[flag])})"
+    return [
+        FlagNote(flag, FLAGS.get(flag, "no explanation"), tuple(flags[flag]))
         for flag in sorted(flags)
     ]
 
 
-def _listed(names: Sequence[str]) -> str:
+def notes_of(summary: Summary) -> list[str]:
+    """What intervals are, why figures are missing, and what flags mean, each with the rows that it concerns."""
+    return [
+        INTERVALS,
+        *(
+            f"n/a: {', '.join(absence.figures)}: {absence.reason} ({listed(absence.runs)})"
+            for absence in absences_of(summary)
+        ),
+        *(f"{note.flag}: {note.meaning} ({listed(note.where)})" for note in flags_of(summary)),
+    ]
+
+
+def listed(names: Sequence[str]) -> str:
     """The names with commas; many of them shortened."""
     distinct = list(dict.fromkeys(names))
     more = len(distinct) - _LISTED

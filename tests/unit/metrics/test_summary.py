@@ -14,6 +14,7 @@ from ekd_nemo.metrics.summary import compare, summarise
 from ekd_nemo.records.rundir import RunDir
 from tests.unit.evals.sidecars import GOLDEN as LM_EVAL
 from tests.unit.evals.sidecars import harness_output, sidecar
+from tests.unit.metrics.benchmarks import benchmark, entry
 from tests.unit.metrics.synthetic import make_run
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "metrics"
@@ -48,6 +49,12 @@ def runs(tmp_path: Path) -> Path:
         )  # fmt: skip
         evaluate(run, "teacher", 0.8, tmp_path)
         evaluate(run, "student", 0.6 + seed / 50, tmp_path)
+        benchmark(
+            run,
+            entry("student", 0.2 + seed / 100),
+            entry("teacher", 1.0, batch=16),
+            entry("teacher", 1.1),
+        )
     run = make_run(
         folder, "smoke_sft-99887766-s1", watts=200.0, val_kl=0.9,
         recipe="smoke_sft", recipe_hash="998877665544", method="sft",
@@ -166,7 +173,9 @@ def test_runs_of_one_id_in_two_folders_are_charged_their_own_energy(tmp_path: Pa
 
 
 def test_unequal_tokens_are_flagged_in_a_comparison() -> None:
-    names = ("val_kl", "val_ce", "om_perf", "retention", "e_run", "e_charged", "energy_per_token")
+    names = (
+        "val_kl", "val_ce", "om_perf", "retention", "e_run", "e_charged", "e_amortised", "energy_per_token", "ept_total"
+    )  # fmt: skip
     figures = {name: Quantity(2.0) for name in names}
     fair = compare({**figures, "tokens": Quantity(1000)}, {**figures, "tokens": Quantity(1005)})
     assert fair["e_run_ratio"] == Quantity(1.0)
