@@ -19,7 +19,18 @@ HEAVY = (
     "lm_eval",
     "safetensors",
 )
-LIGHT = ("cli", "config", "evals", "launch", "meter", "metrics", "planner", "records", "sources", "telemetry")
+LIGHT = (
+    "cli",
+    "config",
+    "evals",
+    "launch",
+    "meter",
+    "metrics",
+    "planner",
+    "records",
+    "sources",
+    "telemetry",
+)
 HELP_RATIO = 10  # of the design
 
 

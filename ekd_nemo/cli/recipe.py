@@ -13,7 +13,12 @@ app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="List, show and launch recipes."
 )
 
-Name = Annotated[str, typer.Argument(help="A recipe's name, or the path of a .yaml file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name, or the path of a .yaml file; NAME+VARIANT puts a variant on it."
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -27,13 +32,14 @@ def list_command() -> None:
     """List the recipes of ./recipes and those that ship with ekd."""
     from ekd_nemo.config.resolve import list_recipes, resolve_recipe
 
-    rows = [("NAME", "METHOD", "DESCRIPTION")]
+    rows = [("NAME", "METHOD", "VARIANTS", "DESCRIPTION")]
     for name, path in list_recipes().items():
         try:
-            recipe = resolve_recipe(str(path)).recipe
-            rows.append((name, recipe.method, recipe.description))
+            resolved = resolve_recipe(str(path))
+            recipe, variants = resolved.recipe, ",".join(resolved.variants) or "-"
+            rows.append((name, recipe.method, variants, recipe.description))
         except ConfigError as error:
-            rows.append((name, "?", f"refused: {error}"))
+            rows.append((name, "?", "?", f"refused: {error}"))
     typer.echo(table(rows))
 
 
@@ -47,6 +53,8 @@ def show(name: Name, overrides: Overrides = None) -> None:
     resolved = resolve_recipe(name, overrides or ())
     recipe = resolved.recipe
     typer.echo(f"# {resolved.source}")
+    if resolved.variants:
+        typer.echo(f"# variants: {', '.join(resolved.variants)}")
     typer.echo(f"# run id: {make_run_id(recipe.name, recipe.model_dump(mode='json'), recipe.seed)}")
     text = render(
         recipe.model_dump(mode="json"), lambda path: resolved.origins.get(path, "default")

@@ -1,4 +1,10 @@
-"""From a recipe's name to a validated recipe: search, composition by `base`, overrides."""
+"""From a recipe's name to a validated recipe: search, composition by `base`, variants, overrides.
+
+A file lies over its `base`, the name of another or a list of names, the later over the earlier: mappings are merged,
+lists and values replaced. Files whose names begin with an underscore are parts for others and are no recipes.
+`variants` names bundles of overrides: `NAME+cached+lora` is recipe NAME with two of them put on, in that order, and is
+called `NAME-cached-lora`. Variants are merged through the bases as everything is.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +20,25 @@ from ekd_nemo.errors import ConfigError
 
 PACKAGED_RECIPES = Path(__file__).parent.parent / "recipes"
 SUFFIX = ".yaml"
+PART = "_"  # begins the names of files that are no recipes by themselves
+VARIANT = "+"
 
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe, the file it came from, and where each of its values was given; the rest are defaults."""
+    """A recipe, the file it came from, and where each of its values was given; the rest are defaults.
+
+    Attributes:
+        recipe: the recipe.
+        source: its file.
+        origins: the place of every value that was given.
+        variants: the names that may be put on with `NAME+VARIANT`.
+    """
 
     recipe: Recipe
     source: Path
     origins: dict[KeyPath, str]
+    variants: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -46,7 +62,8 @@ def list_recipes(folders: Sequence[Path] | None = None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in recipe_folders() if folders is None else folders:
         for path in folder.glob(f"*{SUFFIX}"):
-            found.setdefault(path.stem, path)
+            if not path.name.startswith(PART):
+                found.setdefault(path.stem, path)
     return dict(sorted(found.items()))
 
 
@@ -75,13 +92,15 @@ def resolve_recipe(
     """Read, compose, override and validate a recipe.
 
     Args:
-        name: a recipe's name, or the path of a `.yaml` file.
-        overrides: texts `a.b=c`, applied in order before validation.
+        name: a recipe's name, or the path of a `.yaml` file; either may be followed by `+VARIANT`s.
+        overrides: texts `a.b=c`, applied in order before validation, after the variants.
         folders: where names are looked for; None means `recipe_folders()`.
     Raises: ConfigError in one line, with file and line or the override at fault.
     """
-    path = find_recipe(name, folders)
+    plain, *chosen = [name] if Path(name).is_file() else name.split(VARIANT)
+    path = find_recipe(plain, folders)
     data, origins = _compose(path, folders, ())
+    known = _put_on(data, origins, chosen, path)
     for text in overrides:
         apply_override(data, origins, text)
     recipe = validate(Recipe, data, _place(path, origins), "the recipe")
@@ -90,7 +109,9 @@ def resolve_recipe(
         raise ConfigError(
             f"{place}: name is {recipe.name}; accepted: {path.stem}, as the file is called"
         )
-    return ResolvedRecipe(recipe, path, origins)
+    if chosen:
+        recipe = recipe.model_copy(update={"name": "-".join([path.stem, *chosen])})
+    return ResolvedRecipe(recipe, path, origins, known)
 
 
 def read_resolved(path: Path) -> Recipe:
@@ -115,24 +136,57 @@ def _compose(
     document = load_document(path)
     places = {key: f"{path}:{line}" for key, line in document.lines.items()}
     base = document.data.pop("base", None)
-    if base is None:
-        return document.data, {
-            key: place for key, place in places.items() if key and key[0] != "base"
-        }
+    data: dict[str, Any] = {}
+    origins: dict[KeyPath, str] = {}
     chain = (*seen, path.resolve())
-    base_path = _base_path(base, path, places[("base",)], folders)
-    if base_path.resolve() in chain:
-        names = " -> ".join(each.stem for each in (*chain, base_path))
-        raise ConfigError(f"{places[('base',)]}: base goes in a circle: {names}")
-    data, origins = _compose(base_path, folders, chain)
+    for each in _bases(base):
+        base_path = _base_path(each, path, places[("base",)], folders)
+        if base_path.resolve() in chain:
+            names = " -> ".join(step.stem for step in (*chain, base_path))
+            raise ConfigError(f"{places[('base',)]}: base goes in a circle: {names}")
+        under, under_places = _compose(base_path, folders, chain)
+        _merge(data, under, (), origins, under_places)
     _merge(data, document.data, (), origins, places)
     return data, origins
+
+
+def _bases(base: Any) -> list[Any]:
+    """The names below `base`: none, one, or a list."""
+    if base is None:
+        return []
+    return cast("list[Any]", base) if isinstance(base, list) else [base]
+
+
+def _put_on(
+    data: dict[str, Any], origins: dict[KeyPath, str], chosen: Sequence[str], path: Path
+) -> tuple[str, ...]:
+    """Take `variants` out of `data`, lay the chosen ones over the rest, and give the names of all."""
+    variants = data.pop("variants", None)
+    places = {key: place for key, place in origins.items() if key[:1] == ("variants",)}
+    for key in places:
+        del origins[key]
+    place = _place(path, places)
+    known = cast("dict[str, Any]", variants if isinstance(variants, dict) else {})
+    if variants is not None and not (
+        known and all(isinstance(each, dict) for each in known.values())
+    ):
+        raise ConfigError(
+            f"{place(('variants',))}: variants is a mapping of names to mappings of keys"
+        )
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(
+                f"{path}: variant {name} is not known; accepted: {', '.join(known) or 'none, it has no variants'}"
+            )
+        inner = {key[2:]: each for key, each in places.items() if key[:2] == ("variants", name)}
+        _merge(data, known[name], (), origins, inner)
+    return tuple(known)
 
 
 def _base_path(base: Any, path: Path, place: str, folders: Sequence[Path] | None) -> Path:
     """A base stands beside its recipe, or is looked up as any recipe is."""
     if not isinstance(base, str):
-        raise ConfigError(f"{place}: base must be the name of another recipe")
+        raise ConfigError(f"{place}: base must be the name of another recipe, or a list of names")
     beside = path.parent / f"{base}{SUFFIX}"
     if beside.is_file():
         return beside

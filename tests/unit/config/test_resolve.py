@@ -88,6 +88,95 @@ def test_an_unknown_base_is_named(folder: Path) -> None:
         resolve_recipe("child", folders=[folder])
 
 
+def test_several_bases_lie_in_the_order_of_the_list(folder: Path) -> None:
+    (folder / "_quick.yaml").write_text("train: {steps: 3, val_interval: 7}\n")
+    (folder / "child.yaml").write_text("base: [base, _quick]\nname: child\ntrain: {steps: 5}\n")
+    resolved = resolve_recipe("child", folders=[folder])
+    train = resolved.recipe.train
+    assert (train.steps, train.val_interval, train.global_batch_size) == (5, 7, 8)
+    assert resolved.origins[("train", "val_interval")] == f"{folder / '_quick.yaml'}:1"
+    assert "_quick" not in list_recipes([folder])
+
+
+def test_parts_may_share_a_base(folder: Path) -> None:
+    for name in ("_a", "_b"):
+        (folder / f"{name}.yaml").write_text("base: base\n")
+    (folder / "child.yaml").write_text("base: [_a, _b]\nname: child\n")
+    assert resolve_recipe("child", folders=[folder]).recipe.train.steps == 10
+
+
+VARIANTS = """\
+base: base
+name: child
+variants:
+  long: {train: {steps: 99}, seed: 7}
+  cached:
+    teacher: {placement: cached, cache: {path: c}}
+"""
+
+
+def test_variants_are_put_on_in_order_and_named(folder: Path) -> None:
+    (folder / "child.yaml").write_text(VARIANTS)
+    plain = resolve_recipe("child", folders=[folder])
+    assert plain.variants == ("long", "cached")
+    assert plain.recipe.train.steps == 10
+    both = resolve_recipe("child+long+cached", ["train.steps=98"], [folder])
+    assert both.recipe.name == "child-long-cached"
+    assert (both.recipe.train.steps, both.recipe.seed) == (98, 7)
+    assert both.recipe.teacher is not None
+    assert both.recipe.teacher.path == "models/teacher"
+    assert both.recipe.teacher.placement == "cached"
+    assert both.origins[("seed",)] == f"{folder / 'child.yaml'}:4"
+    assert both.place("teacher.placement") == f"{folder / 'child.yaml'}:6"
+
+
+def test_variants_are_merged_through_bases(folder: Path) -> None:
+    (folder / "base.yaml").write_text(
+        BASE + "variants: {long: {train: {steps: 50, log_interval: 5}}}\n"
+    )
+    (folder / "child.yaml").write_text(
+        "base: base\nname: child\nvariants: {long: {train: {steps: 60}}}\n"
+    )
+    train = resolve_recipe("child+long", folders=[folder]).recipe.train
+    assert (train.steps, train.log_interval) == (60, 5)
+    by_path = resolve_recipe(f"{folder / 'child.yaml'}+long", folders=[])
+    assert by_path.recipe.train == train
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("child+fast", VARIANTS, r"child\.yaml: variant fast is not known; accepted: long, cached"),
+        (
+            "base+fast",
+            "",
+            r"base\.yaml: variant fast is not known; accepted: none, it has no variants",
+        ),
+        (
+            "child",
+            "base: base\nname: child\nvariants: [a]\n",
+            r"child\.yaml:3: variants is a mapping",
+        ),
+        (
+            "child",
+            "base: 3\nname: child\n",
+            r"child\.yaml:1: base must be the name of another recipe",
+        ),
+        (
+            "child+cached",
+            VARIANTS.replace("cache: {path: c}", "cahce: {}"),
+            r"child\.yaml:6: teacher\.cahce is not a key of teacher; did you mean cache\?",
+        ),
+    ],
+)
+def test_a_variant_at_fault_is_named(folder: Path, name: str, text: str, message: str) -> None:
+    if text:
+        (folder / "child.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        resolve_recipe(name, folders=[folder])
+    assert "\n" not in str(caught.value)
+
+
 BROKEN = [
     (
         "alpha: 0.5",
@@ -163,7 +252,7 @@ def test_an_error_is_one_line_with_its_place(
         ),
         (
             "objective.response.temp=2",
-            r"objective\.response\.temp is not a key of objective\.response; .*accepted: kind, temperature, beta, support, k, weight",
+            r"objective\.response\.temp is not a key of objective\.response; .*accepted: kind, temperature, beta, support, k,",
         ),
         (
             "train.steps=0",
