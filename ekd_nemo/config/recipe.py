@@ -217,13 +217,17 @@ class Energy(Strict):
 
 
 class Recipe(Strict):
-    """One experiment."""
+    """One experiment.
+
+    `repeats`: how many runs a cluster starts, with the seeds `seed`, `seed + 1` and so on; each is a run of its own.
+    """
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
     description: str = ""
     method: Method
     seed: Count = 1234
+    repeats: PositiveInt = 1
     teacher: Teacher | None = None
     student: Student
     data: Data

@@ -140,8 +140,11 @@ class RunIdentity(_Section):
 
 
 def recipe_hash(resolved: Mapping[str, Any]) -> str:
-    """First twelve hex digits of SHA-256 of the resolved recipe's JSON, without `seed`."""
-    body = {key: value for key, value in resolved.items() if key != "seed"}
+    """First twelve hex digits of SHA-256 of the resolved recipe's JSON, without `seed` and `repeats`.
+
+    So the repeats of a recipe share it, however many there are.
+    """
+    body = {key: value for key, value in resolved.items() if key not in ("seed", "repeats")}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

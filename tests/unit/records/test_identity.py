@@ -26,7 +26,7 @@ def identity(**changes: object) -> RunIdentity:
 
 
 def test_hash_ignores_the_seed_and_the_order_of_keys_and_nothing_else() -> None:
-    assert recipe_hash(RECIPE) == recipe_hash({**RECIPE, "seed": 4})
+    assert recipe_hash(RECIPE) == recipe_hash({**RECIPE, "seed": 4, "repeats": 5})
     assert recipe_hash(RECIPE) == recipe_hash(dict(reversed(RECIPE.items())))
     assert recipe_hash(RECIPE) != recipe_hash({**RECIPE, "train": {"steps": 6, "lr": 1e-4}})
     run_id = make_run_id("r", RECIPE, 3)
