@@ -22,18 +22,18 @@ class EnergyPerToken:
 
 
 def energy_per_token(
-    energy: Quantity, duration_s: float, input_tokens: int, output_tokens: int, requests: int
+    energy: Quantity, duration_s: float | None, input_tokens: int, output_tokens: int, requests: int
 ) -> EnergyPerToken:
     """EPT_in, EPT_out, EPT_total and J per request of one inference benchmark.
 
     Args:
         energy: energy of the whole benchmark on all devices that the model occupies, in J.
-        duration_s: measured work; below 5 s every figure is refused.
+        duration_s: measured work; below 5 s every figure is refused. None: not known (imported results).
         input_tokens: prompt tokens, padding not counted.
         output_tokens: generated tokens, padding after the end of a sequence not counted.
         requests: prompts answered.
     """
-    if duration_s < MIN_EPT_S:
+    if duration_s is not None and duration_s < MIN_EPT_S:
         reason = f"only {duration_s:.3g} s of measured work, {MIN_EPT_S:g} s needed"
         energy = Quantity.missing("J", reason, energy.flags)
 

@@ -28,8 +28,7 @@ class Matched:
     """Two models on one workload and engine.
 
     Attributes:
-        student, teacher: EPT_total in J/token.
-        flags: `other_boards`, `other_dtype`.
+        student, teacher: EPT_total in J/token, with what a reader has to know as flags.
     """
 
     student: Quantity
@@ -64,7 +63,7 @@ def _absent(reason: str) -> dict[str, Quantity]:
 def figures_of(entry: EptEntry) -> dict[str, Quantity]:
     """The figures of one entry: over all its repeats, with the 95 % interval of their mean as bounds."""
     whole = _of_repeats(entry, entry.repeats)
-    each = [_of_repeats(entry, [repeat], pooled=True) for repeat in entry.repeats]
+    each = [_of_repeats(entry, [repeat]) for repeat in entry.repeats]
     figures = {name: _with_interval(whole[name], [one[name] for one in each]) for name in whole}
     figures["ept_prefill"] = _part(entry, entry.prefill, "prefill")
     figures["ept_decode"] = _part(entry, entry.decode, "decode")
@@ -72,10 +71,8 @@ def figures_of(entry: EptEntry) -> dict[str, Quantity]:
     return figures
 
 
-def _of_repeats(
-    entry: EptEntry, repeats: Iterable[EptRepeat], pooled: bool = False
-) -> dict[str, Quantity]:
-    """EPT of some repeats together; `pooled`: the five seconds were asked of all repeats together already."""
+def _of_repeats(entry: EptEntry, repeats: Iterable[EptRepeat]) -> dict[str, Quantity]:
+    """EPT of some repeats together; the five seconds are asked of all repeats of the entry together."""
     known = [repeat for repeat in repeats if repeat.energy_j is not None]
     energies = [
         Quantity(r.energy_j, "J", entry.source, r.coverage, flags=(*entry.flags, *r.flags))
@@ -83,7 +80,7 @@ def _of_repeats(
     ]
     found = energy_per_token(
         total(energies, "J", entry.reason or "no repeat has an energy"),
-        entry.duration_s if pooled else sum(repeat.duration_s for repeat in known),
+        entry.duration_s,
         sum(repeat.input_tokens for repeat in known),
         sum(repeat.output_tokens for repeat in known),
         sum(repeat.requests for repeat in known),
@@ -147,21 +144,21 @@ def _best(entries: Sequence[EptEntry]) -> EptEntry:
 
 
 def matched(file: EptFile, *, equal_batch: bool = False) -> Matched:
-    """EPT_total of student and teacher on the longest fixed workload that both were given, by one engine.
+    """EPT_total of student and teacher on the longest workload that both were given, by one engine.
+
+    Fixed lengths go before answers that end by themselves, which are flagged `natural_lengths`.
 
     Args:
         file: the entries of a run, its teacher's among them.
         equal_batch: both at the largest batch that both have, instead of each at its own best.
     """
     roles = {
-        role: [e for e in file.entries if e.role == role and e.workload.mode == "fixed"]
+        role: [entry for entry in file.entries if entry.role == role]
         for role in ("student", "teacher")
     }
     for role, entries in roles.items():
         if not entries:
-            reason = (
-                f"ept.json has no fixed workload of the {role}" if file.entries else NO_BENCHMARK
-            )
+            reason = f"ept.json has no entry of the {role}" if file.entries else NO_BENCHMARK
             return _unmatched(reason)
     pairs = _common(roles["student"], roles["teacher"])
     if not pairs:
@@ -192,7 +189,12 @@ def _common(
     if not shared:
         return None
     both = [entry for entry in (*students, *teachers) if _asked(entry) in shared]
-    asked = _asked(max(both, key=lambda entry: (_tokens_a_request(entry), _asked(entry))))
+    asked = _asked(
+        max(
+            both,
+            key=lambda e: (e.workload.mode == "fixed", _tokens_a_request(e), _asked(e)),
+        )
+    )
     return (
         [entry for entry in students if _asked(entry) == asked],
         [entry for entry in teachers if _asked(entry) == asked],
@@ -210,6 +212,8 @@ def _differences(student: EptEntry, teacher: EptEntry) -> list[str]:
         flags.append("other_boards")
     if student.engine.dtype != teacher.engine.dtype:
         flags.append("other_dtype")
+    if student.workload.mode == "natural":
+        flags.append("natural_lengths")
     return flags
 
 

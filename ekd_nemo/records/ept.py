@@ -96,13 +96,13 @@ class EptRepeat(_Section):
 
     Attributes:
         energy_j: accelerators, the whole pass; null: not measured, `reason` says why.
-        duration_s: of the pass, on a monotonic clock.
+        duration_s: of the pass, on a monotonic clock; null: not known (imported results).
         input_tokens, output_tokens: counted from the generation itself, padding left out.
         coverage: share of the pass between samples without a gap; null: not known.
     """
 
     energy_j: Joules | None
-    duration_s: Seconds
+    duration_s: Seconds | None
     input_tokens: Count
     output_tokens: Count
     requests: Count
@@ -185,9 +185,9 @@ class EptEntry(_Section):
         return self.role, engine, self.workload_hash, self.batch_size
 
     @property
-    def duration_s(self) -> float:
-        """Measured work of all repeats that have an energy, in s."""
-        return math.fsum(r.duration_s for r in self.repeats if r.energy_j is not None)
+    def duration_s(self) -> float | None:
+        """Measured work of all repeats that have an energy, in s; None where one's is not known."""
+        return _duration_s(self.repeats)
 
 
 class EptFile(BaseModel):
@@ -253,10 +253,16 @@ def _why_refused(repeats: Iterable[EptRepeat]) -> str | None:
     known = [repeat for repeat in repeats if repeat.energy_j is not None]
     if not known:
         return next((r.reason for r in repeats if r.reason), "no repeat has an energy")
-    measured_s = math.fsum(repeat.duration_s for repeat in known)
-    if measured_s < MIN_EPT_S:
+    measured_s = _duration_s(known)
+    if measured_s is not None and measured_s < MIN_EPT_S:
         return f"only {measured_s:.3g} s of measured work, {MIN_EPT_S:g} s needed"
     return None
+
+
+def _duration_s(repeats: Iterable[EptRepeat]) -> float | None:
+    durations = [repeat.duration_s for repeat in repeats if repeat.energy_j is not None]
+    known = [duration_s for duration_s in durations if duration_s is not None]
+    return math.fsum(known) if len(known) == len(durations) else None
 
 
 def _stated(entry: EptEntry) -> _Figures:

@@ -1,17 +1,19 @@
 """What `ekd metrics import` takes: folders of the earlier framework, or one power log as CSV."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ekd_nemo.errors import DataError, RunDirError
 from ekd_nemo.metrics.imports.earlier_telemetry import read_earlier
+from ekd_nemo.metrics.imports.ept import read_ept_benchmark
 from ekd_nemo.metrics.imports.foreign import ForeignPower
 from ekd_nemo.metrics.imports.power_csv import read_power_csv
 from ekd_nemo.metrics.imports.scores import check_comparable, read_scores, store_scores
 from ekd_nemo.metrics.imports.write import identity_of, plain_name, write_run
+from ekd_nemo.records.ept import EptEntry, EptFile, write_ept
 from ekd_nemo.records.phases import Phase
 from ekd_nemo.records.rundir import RunDir
 
@@ -71,13 +73,13 @@ class _Plan:
     power: ForeignPower
     phase: Phase
     scores: dict[str, tuple[dict[str, Any], Path]]
-    ept: Path | None
+    benchmarks: tuple[EptEntry, ...]
 
 
 def _csv_plan(path: Path, phase: Phase | None) -> _Plan:
     name = plain_name(path.stem)
     return _Plan(
-        name, name, "imported", path, read_power_csv(path), phase or "student_train", {}, None
+        name, name, "imported", path, read_power_csv(path), phase or "student_train", {}, ()
     )
 
 
@@ -86,6 +88,7 @@ def _plans(folder: Path, scores: bool, phase: Phase | None) -> list[_Plan]:
     models = list(_models(folder))
     teacher = next((m for m in models if _is(m, _TEACHER) and (m / "eval.json").is_file()), None)
     found = read_scores(teacher / "eval.json") if scores and teacher else None
+    benchmark = _teachers_benchmark(models)
     plans: list[_Plan] = []
     for model in models:
         telemetry = model / "telemetry.jsonl"
@@ -101,20 +104,37 @@ def _plans(folder: Path, scores: bool, phase: Phase | None) -> list[_Plan]:
                 check_comparable(body, found, (own, teacher / "eval.json"))
             parts["student"] = (body, own)
         category = model.parent.name
-        ept = model / "ept.json"
+        power = read_earlier(telemetry)
+        is_base = category.lower() == _BASE
+        benchmarks = benchmark
+        if (model / "ept.json").is_file() and not _is(model, _TEACHER):
+            # under BASE the telemetry is the benchmark's; elsewhere it is the training's
+            own_power = power if is_base else None
+            mine = read_ept_benchmark(model / "ept.json", "student", own_power)
+            benchmarks = (mine, *benchmark)
         plans.append(
             _Plan(
                 plain_name(f"{category}-{model.name}"),
                 plain_name(category),
                 _method(category),
                 telemetry,
-                read_earlier(telemetry),
-                phase or ("ept" if category.lower() == _BASE else "student_train"),
+                power,
+                phase or ("ept" if is_base else "student_train"),
                 parts,
-                ept if ept.is_file() else None,
+                benchmarks,
             )
         )
     return plans
+
+
+def _teachers_benchmark(models: Sequence[Path]) -> tuple[EptEntry, ...]:
+    """The teacher's energy per token, which stands beside every student's."""
+    for model in models:
+        if _is(model, _TEACHER) and (model / "ept.json").is_file():
+            telemetry = model / "telemetry.jsonl"
+            power = read_earlier(telemetry) if telemetry.is_file() else None
+            return (read_ept_benchmark(model / "ept.json", "teacher", power),)
+    return ()
 
 
 def _models(folder: Path) -> Iterator[Path]:
@@ -123,7 +143,7 @@ def _models(folder: Path) -> Iterator[Path]:
         raise DataError(f"{folder}: no such folder or file")
     files = {
         path.parent
-        for name in ("telemetry.jsonl", "eval.json")
+        for name in ("telemetry.jsonl", "eval.json", "ept.json")
         for path in folder.glob(f"*/*/{name}")
     }
     return iter(sorted(files))
@@ -149,8 +169,8 @@ def _make(plan: _Plan, runs: Path) -> Imported:
         flags = write_run(scratch, plan.power, identity, plan.phase, str(plan.source))
         for role, (body, source) in plan.scores.items():
             store_scores(scratch.eval, role, body, source)
-        if plan.ept is not None:
-            shutil.copyfile(plan.ept, scratch.ept_json)
+        if plan.benchmarks:
+            write_ept(scratch.ept_json, EptFile().with_entries(plan.benchmarks))
         scratch.path.replace(target.path)
     finally:
         shutil.rmtree(scratch.path, ignore_errors=True)

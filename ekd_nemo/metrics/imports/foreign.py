@@ -89,10 +89,26 @@ def counter_factor(devices: Iterable[list[Sample]]) -> int:
         )
         counted_j += float(counter.energy_j(edges[:-1], edges[1:])[inside].sum())
         integral_j += float(curve.energy_j(edges[:-1], edges[1:])[inside].sum())
-    if integral_j <= 0:
-        return 1
-    ratio = counted_j / integral_j / FACTOR
-    return FACTOR if abs(ratio - 1) < _FACTOR_TOLERANCE else 1
+    return FACTOR if is_factor(counted_j, integral_j) else 1
+
+
+def is_factor(energy_j: float, truth_j: float) -> bool:
+    """Whether an energy is 1000 times the true one, give or take a tenth."""
+    return truth_j > 0 and abs(energy_j / truth_j / FACTOR - 1) < _FACTOR_TOLERANCE
+
+
+def power_energy_j(found: ForeignPower) -> float:
+    """The power integral of all devices, gaps left out."""
+    whole_j = 0.0
+    for samples in found.devices.values():
+        power = [s for s in samples if s.power_w is not None]
+        if len(power) > 1:
+            curve = power_curve(
+                [s.t_wall_ns for s in power], [(s.power_w or 0.0) * MW_PER_W for s in power]
+            )
+            edges = curve.knots_ns
+            whole_j += float(curve.energy_j(edges[:-1], edges[1:])[curve.covered].sum())
+    return whole_j
 
 
 def whole_mj(energy_mj: float, factor: int) -> int:

@@ -111,6 +111,52 @@ def test_scores_of_one_metric_make_om_perf_and_others_are_refused(tmp_path: Path
     assert len(import_path(old, tmp_path / "other", scores=False)) == 1
 
 
+def benchmark(folder: Path, energy_j: float, **more: Any) -> None:
+    body = {"E_run_J": energy_j, "T_in": 4000, "T_out": 16000, "batch_size": 8, **more}
+    body |= {"EPT_in_J_per_tok": energy_j / 4000, "EPT_out_J_per_tok": energy_j / 16000}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ept.json").write_text(json.dumps({"EPT_total_J_per_tok": energy_j / 20000, **body}))
+
+
+def test_benchmarks_come_along_with_the_factor_undone(tmp_path: Path) -> None:
+    """The teacher's energy was taken from the counter that is 1000 times too large; its telemetry proves it."""
+    old = tmp_path / "old"
+    telemetry(old / "KD_RESPONSE" / "run_1", 100)
+    telemetry(old / "BASE" / "TEACHER", 300)
+    truth = sum(energy_at(300, i) for i in range(4))
+    benchmark(old / "BASE" / "TEACHER", truth * 1000)
+    benchmark(old / "KD_RESPONSE" / "run_1", 20_000.0)
+    import_path(old, tmp_path / "runs")
+    run = {r.run_id: r for r in summarise([tmp_path / "runs"]).runs}["KD_RESPONSE-run_1"]
+    assert run.figures["ept_natural"].value == pytest.approx(1.0)
+    teacher = run.teacher["ept_natural"]
+    assert teacher.value == pytest.approx(truth / 20000, rel=1e-3)
+    assert {"counter_divided_by_1000", "duration_unknown"} <= set(teacher.flags)
+    t_star = run.figures["t_star"]
+    e_charged = run.figures["e_charged"].value or 0.0
+    assert t_star.value == pytest.approx(e_charged / ((teacher.value or 0) - 1))
+    assert {"natural_lengths", "other_boards"} <= set(t_star.flags)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("[]", "E_run_J, T_in, T_out"),
+        ("{", "JSON"),
+        ('{"E_run_J": 0, "T_in": 1, "T_out": 1}', "E_run_J: a number above 0"),
+        ('{"E_run_J": 5, "T_in": 1, "T_out": 1, "EPT_in_J_per_tok": 5000}', "EPT_in_J_per_tok"),
+    ],
+)
+def test_a_benchmark_that_is_none_is_refused_before_anything_is_made(
+    tmp_path: Path, body: str, words: str
+) -> None:
+    telemetry(tmp_path / "old" / "KD" / "run_1", 60)
+    (tmp_path / "old" / "KD" / "run_1" / "ept.json").write_text(body)
+    with pytest.raises(DataError, match=words):
+        import_path(tmp_path / "old", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_nothing_is_overwritten_and_nothing_left_half_made(tmp_path: Path) -> None:
     old = tmp_path / "old"
     for name in ("run_1", "run_2"):

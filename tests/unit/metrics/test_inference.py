@@ -66,7 +66,7 @@ def test_student_and_teacher_compare_on_one_workload_and_engine_only() -> None:
     for entries, reason in (
         ((entry("student", 1.0), entry("teacher", 5.0, asked=workload(new_tokens=7))), "share no"),
         ((entry("student", 1.0), entry("teacher", 5.0, engine=other)), "share no workload"),
-        ((entry("student", 1.0),), "no fixed workload of the teacher"),
+        ((entry("student", 1.0),), "no entry of the teacher"),
     ):
         assert reason in (matched(file_of(*entries)).teacher.reason or "")
 
