@@ -28,7 +28,13 @@ def build(
     """Build a self-contained HTML report."""
     require_extra("ekd report build", "report", "matplotlib")
     from ekd_nemo.report.content import gather
+    from ekd_nemo.report.drawn import Absent
     from ekd_nemo.report.page import build as build_page
 
     drawn = build_page(gather(runs), out, figures)
-    typer.echo(f"{out}: {len(drawn)} figures ({', '.join(drawn) or 'no telemetry'})")
+    absent = {name: part.reason for name, part in drawn.items() if isinstance(part, Absent)}
+    typer.echo(f"{out}: {len(drawn) - len(absent)} of {len(drawn)} figures")
+    for name, reason in absent.items():
+        typer.echo(f"  {name}: n/a: {reason}")
+    if figures is not None:
+        typer.echo(f"{figures}: each of them as PNG and PDF")

@@ -30,10 +30,30 @@ class Profile:
     devices_w: dict[str, Floats]
     phases: tuple[tuple[float, float, str], ...]
 
+    @property
+    def middles_s(self) -> Floats:
+        """[B] middles of the bins."""
+        return (self.edges_s[:-1] + self.edges_s[1:]) / 2
+
+    @property
+    def energy_so_far_j(self) -> Floats:
+        """[B+1] energy since the run began, at the bins' edges; level where nothing is known."""
+        steps = np.where(np.isnan(self.power_w), 0.0, self.power_w) * np.diff(self.edges_s)
+        return np.append(0.0, np.cumsum(steps))
+
+    def phase_shares(self, bins: int) -> dict[str, Floats]:
+        """[bins] share of the time that each phase has in even stretches of the run; idle is the rest."""
+        edges = np.linspace(0.0, float(self.edges_s[-1]), bins + 1)
+        shares = {phase: np.zeros(bins) for phase in PHASES}
+        for start, end, phase in self.phases:
+            inside = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
+            shares[phase] += np.maximum(inside, 0.0) / (edges[1] - edges[0])
+        return {phase: share for phase, share in shares.items() if share.any()}
+
 
 def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | None:
     """The profile of a run with bins of `bin_s`; None where no attempt has a phase that E_run counts."""
-    starts = _starts(ledger)
+    starts = starts_of(ledger)
     if not starts:
         return None
     count = max(1, int(np.ceil(ledger.duration_s / bin_s)))
@@ -55,8 +75,8 @@ def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | 
     )
 
 
-def _starts(ledger: Ledger) -> dict[int, float]:
-    """When each attempt begins in the run's own time, in s."""
+def starts_of(ledger: Ledger) -> dict[int, float]:
+    """When each attempt begins in the run's own time, in s; none where no phase counts in E_run."""
     longest: dict[int, int] = {}
     for windows in ledger.windows.values():
         for window in windows:

@@ -4,107 +4,209 @@
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false
 
 import io
-from collections.abc import Iterable
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ekd_nemo.metrics.tables import Table, notes_of, tables_of
+from ekd_nemo.metrics.format import MISSING
+from ekd_nemo.metrics.general_table import general_table
+from ekd_nemo.metrics.render import as_csv, as_json
+from ekd_nemo.metrics.summary import Summary
+from ekd_nemo.metrics.table_parts import Row, Table
+from ekd_nemo.metrics.tables import INTERVALS, absences_of, flags_of, listed, tables_of
 from ekd_nemo.records.atomic import write_bytes, write_text
+from ekd_nemo.report import style
 from ekd_nemo.report.content import Content
-from ekd_nemo.report.figures import FIGURES
+from ekd_nemo.report.drawn import Absent, Plot
+from ekd_nemo.report.figures import FIGURES, SECTIONS
+from ekd_nemo.report.page_style import CSS
 
-# Fixed, so that the same records give the same bytes.
-_STYLE: Final[dict[Any, Any]] = {
-    "svg.hashsalt": "ekd",
-    "svg.fonttype": "path",
-    "font.size": 9,
-    "pdf.fonttype": 42,
-}
 _PNG_DPI: Final = 200
+_UNDATED: Final = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
 
-_CSS: Final = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:70rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin:2.2rem 0 .2rem}
-p.caption{color:#666;font-size:.85rem;margin:.1rem 0 .6rem}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:right;vertical-align:top;white-space:pre-line}
-th{border-bottom:2px solid #444;vertical-align:bottom}
-th:first-child,td:first-child{text-align:left;white-space:nowrap}
-tbody+tbody tr:first-child td{border-top:1px solid #bbb}
-figure{margin:0}figure svg{width:100%;height:auto}ul{font-size:.85rem;color:#444}
-"""
+Drawn = Mapping[str, Figure | Absent]
 
 
-def build(content: Content, out: Path, figures: Path | None = None) -> list[str]:
+def build(content: Content, out: Path, figures: Path | None = None) -> Drawn:
     """Write the report, and each figure as PNG and PDF where a folder for them is given.
 
     Returns:
-        The names of the figures that were drawn.
+        Each figure by name, or why it is absent.
     """
-    drawn: dict[str, Figure] = {}
-    with mpl.rc_context(_STYLE):
-        for name, (_, draw) in FIGURES.items():
-            figure = draw(content)
-            if figure is not None:
-                drawn[name] = figure
-        parts = [_figure_html(FIGURES[name][0], figure) for name, figure in drawn.items()]
+    with mpl.rc_context(style.RC):
+        drawn = {name: plot.draw(content) for name, plot in FIGURES.items()}
+        page = _page(content, drawn)
         if figures is not None:
             _save(drawn, figures)
-    write_text(out, _page(content, parts))
-    return list(drawn)
+    write_text(out, page)
+    return drawn
 
 
-def _save(drawn: dict[str, Figure], folder: Path) -> None:
+def _save(drawn: Drawn, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    undated = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-    }
     for name, figure in drawn.items():
-        for kind, metadata in undated.items():
+        if isinstance(figure, Absent):
+            continue
+        for kind, metadata in _UNDATED.items():
             data = io.BytesIO()
             figure.savefig(data, format=kind, dpi=_PNG_DPI, metadata=metadata)
             write_bytes(folder / f"{name}.{kind}", data.getvalue())
 
 
-def _figure_html(title: str, figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = text.getvalue()
-    return f"<h2>{escape(title)}</h2>\n<figure>{drawing[drawing.index('<svg') :]}</figure>"
-
-
-def _page(content: Content, figures: Iterable[str]) -> str:
+def _page(content: Content, drawn: Drawn) -> str:
     summary = content.summary
-    tables = "\n".join(_table_html(table) for table in tables_of(summary))
-    notes = "".join(f"<li>{escape(note)}</li>\n" for note in notes_of(summary))
-    count = f"{len(summary.runs)} runs of {len(summary.methods)} methods"
+    runs = {run.run_id for run in summary.runs}
+    count = f"{_count(len(summary.runs), 'run')} of {_count(len(summary.methods), 'method')}"
+    figures = "\n".join(
+        f'<section id="{_slug(title)}"><h2>{escape(title)}</h2>\n'
+        + "\n".join(_figure_html(plot, drawn[plot.name]) for plot in plots)
+        + "</section>"
+        for title, plots in SECTIONS.items()
+    )
+    tables = "\n".join(_table_html(table, runs) for table in tables_of(summary))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>ekd: {count}</title><style>{_CSS}</style></head>\n<body>\n"
-        f"<h1>Energy and quality of {count}</h1>\n{tables}\n{chr(10).join(figures)}\n"
-        f"<h2>Notes</h2>\n<ul>\n{notes}</ul>\n</body></html>\n"
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>ekd: {count}</title><style>{CSS}</style></head>\n<body>\n{_contents()}\n<main>\n"
+        f"<h1>Energy and quality of {count}</h1>\n{_lead(summary)}\n"
+        f'<section id="all-methods"><h2>All methods</h2>\n'
+        f"{_table_html(general_table(summary), runs, titled=False)}</section>\n{figures}\n"
+        f'<section id="tables"><h2>Tables</h2>\n{tables}</section>\n{_notes(summary)}\n'
+        "</main></body></html>\n"
     )
 
 
-def _table_html(table: Table) -> str:
-    heads = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
-    bodies = "".join(
-        "<tbody>"
-        + "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in section
-        )
-        + "</tbody>\n"
-        for section in table.sections
+def _contents() -> str:
+    """Links to the sections and figures."""
+    links = [_link("all-methods", "All methods")]
+    for title, plots in SECTIONS.items():
+        inner = "".join(f"<li>{_link(plot.name, plot.title)}</li>" for plot in plots)
+        links.append(f"{_link(_slug(title), title)}<ul>{inner}</ul>")
+    links += [_link("tables", "Tables"), _link("flags", "Flags"), _link("missing", "Not available")]
+    items = "".join(f"<li>{link}</li>" for link in links)
+    return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
+
+
+def _link(target: str, text: str) -> str:
+    return f'<a href="#{target}">{escape(text)}</a>'
+
+
+def _lead(summary: Summary) -> str:
+    """What kind of claim the energies are, and the data behind the page."""
+    sources = sorted({q.source for run in summary.runs if (q := run.figures["e_run"]).source})
+    energies = (
+        f"Energy is {' and '.join(sources)}." if sources else "No run has a record of energy."
     )
     return (
-        f'<h2>{escape(table.title)}</h2>\n<p class="caption">{escape(table.caption)}</p>\n'
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>\n{bodies}</table></div>'
+        f'<p class="lead">{energies} Not measured is {MISSING}, with the reason below, never 0. '
+        f"The figures of this page: {_download('summary.json', 'application/json', as_json(summary))}, "
+        f"{_download('summary.csv', 'text/csv', as_csv(summary))}.</p>"
     )
+
+
+def _download(name: str, kind: str, text: str) -> str:
+    data = b64encode(text.encode()).decode()
+    return f'<a download="{name}" href="data:{kind};base64,{data}">{name}</a>'
+
+
+def _figure_html(plot: Plot, figure: Figure | Absent) -> str:
+    title = f'<h3 id="{plot.name}">{escape(plot.title)}</h3>\n'
+    if isinstance(figure, Absent):
+        return f'{title}<p class="absent">{MISSING}: {escape(figure.reason)}</p>'
+    drawing = _svg(plot, figure)
+    return (
+        f'{title}<figure><div class="scroll" tabindex="0">{drawing}</div>'
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
+    )
+
+
+def _svg(plot: Plot, figure: Figure) -> str:
+    """The drawing with the page's colours, and ids of its own."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawing = text.getvalue()
+    drawing = style.themed(drawing[drawing.index("<svg") :])
+    drawing = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{plot.name}-", drawing)
+    label = escape(f"{plot.title}. {plot.caption}")
+    return drawing.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+
+def _table_html(table: Table, runs: set[str], *, titled: bool = True) -> str:
+    """The table; rows of runs are folded away under those of methods."""
+    told = [rows for rows in table.sections if not _is_of_runs(rows, runs)]
+    single = [row for rows in table.sections if _is_of_runs(rows, runs) for row in rows]
+    title = f'<h3 id="table-{_slug(table.title)}">{escape(table.title)}</h3>\n' if titled else ""
+    text = f'{title}<p class="caption">{escape(table.caption)}</p>\n{_rows_html(table, told)}'
+    if single:
+        folded = _rows_html(table, [tuple(single)])
+        text += f"<details><summary>Each run ({len(single)})</summary>{folded}</details>"
+    return text
+
+
+def _is_of_runs(rows: tuple[Row, ...], runs: set[str]) -> bool:
+    return all(row[0] in runs for row in rows)
+
+
+def _rows_html(table: Table, sections: Iterable[tuple[Row, ...]]) -> str:
+    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
+    bodies = "".join(
+        "<tbody>" + "".join(f"<tr>{_cells_html(row)}</tr>" for row in rows) + "</tbody>\n"
+        for rows in sections
+    )
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>\n{bodies}</table></div>\n'
+
+
+def _cells_html(row: Row) -> str:
+    first, *others = row
+    cells = "".join(
+        f'<td class="absent">{cell}</td>' if cell == MISSING else f"<td>{escape(cell)}</td>"
+        for cell in others
+    )
+    return f'<th scope="row">{escape(first)}</th>{cells}'
+
+
+def _notes(summary: Summary) -> str:
+    """The flags with what they mean, and why figures are missing."""
+    flags = [(note.flag, note.meaning, listed(note.where)) for note in flags_of(summary)]
+    missing = [
+        (", ".join(absence.figures), absence.reason, listed(absence.runs))
+        for absence in absences_of(summary)
+    ]
+    return (
+        f'<section id="flags"><h2>Flags</h2>\n<p class="caption">{escape(INTERVALS)}.</p>\n'
+        f"{_told(('flag', 'what it means', 'where'), flags, 'No run carries a flag.')}</section>\n"
+        f'<section id="missing"><h2>Not available</h2>\n'
+        f"{_told(('figure', 'why', 'where'), missing, 'No figure of the tables is missing.')}</section>"
+    )
+
+
+def _told(columns: Row, rows: list[Row], none: str) -> str:
+    """A table of sentences."""
+    if not rows:
+        return f"<p>{none}</p>"
+    heads = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table class="told"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower())
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from ekd_nemo.cli.app import main
 from ekd_nemo.metrics.ledger import ledger_of_run
 from ekd_nemo.metrics.profile import Profile, profile_of
+from ekd_nemo.metrics.render import as_json
 from ekd_nemo.metrics.series import read_telemetry
+from ekd_nemo.metrics.summary import summarise
 from ekd_nemo.records.rundir import RunDir
-from ekd_nemo.report.content import band_of
 from ekd_nemo.report.figures import FIGURES
 from tests.unit.metrics.synthetic import Recorder, make_run
 
@@ -66,14 +68,15 @@ def test_attempts_follow_each_other_and_gaps_stay_open(tmp_path: Path) -> None:
     assert power[40:] == pytest.approx(200)
 
 
-def test_the_band_is_mean_and_deviation_of_the_runs_that_go_on() -> None:
-    edges = np.arange(4.0)
-    one = Profile(edges, np.array([1.0, 2.0, 3.0]), {}, ())
-    other = Profile(edges[:3], np.array([3.0, np.nan]), {}, ())
-    band = band_of([one, other])
-    assert band.mean.tolist() == [2.0, 2.0, 3.0]
-    assert band.deviation.tolist() == [pytest.approx(np.std([1, 3], ddof=1)), 0.0, 0.0]
-    assert band.at_s.tolist() == [0.5, 1.5, 2.5]
+def test_energy_so_far_and_shares_of_phases(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a-s1", watts=250)
+    found = profile(run, 1.0)
+    assert found.energy_so_far_j[-1] == pytest.approx(500 * 114, rel=1e-3)  # two boards
+    assert (np.diff(found.energy_so_far_j) >= 0).all()
+    shares = found.phase_shares(57)  # stretches of two seconds
+    assert list(shares) == ["prerun", "student_train", "checkpoint"]
+    assert sum(share.sum() for share in shares.values()) * 2 == pytest.approx(8 + 100 + 5)
+    assert shares["prerun"].max() <= 1 + 1e-9
 
 
 class _Tags(HTMLParser):
@@ -113,23 +116,32 @@ def test_one_file_with_every_figure_and_nothing_from_elsewhere(
             main(["report", "build", str(runs), "--out", str(out), "--figures", str(figures)]) == 0
         )
         pages.append(out.read_bytes())
-        assert sorted(p.name for p in figures.iterdir()) == sorted(
-            f"{figure}.{kind}" for figure in FIGURES for kind in ("pdf", "png")
-        )
+        drawn = sorted(path.stem for path in figures.glob("*.png"))
+        assert sorted(path.stem for path in figures.glob("*.pdf")) == drawn
+        assert {"power_over_time", "energy_views", "energy_and_quality"} < set(drawn)
     assert pages[0] == pages[1]
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
-    assert "6 figures" in capsys.readouterr().out
-    tags = _Tags()
-    tags.feed(pages[0].decode())
-    assert tags.open == []
-    assert tags.seen.count("figure") == tags.seen.count("svg") == len(FIGURES)
-    assert tags.seen.count("table") == 5
-    assert "script" not in tags.seen
-    assert all(link.startswith("#") for link in tags.links)
     text = pages[0].decode()
+    told = capsys.readouterr().out
+    assert f"{len(drawn)} of {len(FIGURES)} figures" in told
+    assert "  temperature: n/a: no run has records of temperature" in told
+    tags = _Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert tags.seen.count("figure") == tags.seen.count("svg") == len(drawn)
+    assert "script" not in tags.seen
+    assert all(link.startswith(("#", "data:")) for link in tags.links)
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in tags.links if link.startswith("#")} <= set(ids)
+    for name in FIGURES.keys() - set(drawn):
+        assert re.search(rf'<h3 id="{name}">[^<]*</h3>\n<p class="absent">n/a: \w', text), name
     assert "&lt;c&gt;-s1" in text
     assert not re.search(r"<c>", text)
+    found = re.search(r'download="summary.json" href="data:application/json;base64,([^"]*)"', text)
+    assert found is not None
+    assert b64decode(found[1]).decode() == as_json(summarise([runs]))
 
 
 def test_runs_without_telemetry_give_tables_and_no_power(
@@ -139,8 +151,12 @@ def test_runs_without_telemetry_give_tables_and_no_power(
     shutil.rmtree(run.telemetry)
     out = tmp_path / "r.html"
     assert main(["report", "build", str(tmp_path / "runs"), "--out", str(out)]) == 0
-    assert "no telemetry" in capsys.readouterr().out
-    assert "no marks in telemetry/" in out.read_text()
+    told = capsys.readouterr().out
+    assert f"0 of {len(FIGURES)} figures" in told
+    assert "  power_over_time: n/a: no run has power records" in told
+    text = out.read_text()
+    assert "No run has a record of energy." in text
+    assert "no marks in telemetry/" in text
 
 
 def test_a_folder_without_runs_leaves_no_page(
