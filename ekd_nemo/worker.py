@@ -19,6 +19,7 @@ from ekd_nemo.errors import EXIT_OK, EXIT_USER, EkdError
 VERBS: dict[str, str] = {
     "convert": "ekd_nemo.models.convert_command:main",
     "data": "ekd_nemo.data.command:main",
+    "ept": "ekd_nemo.harness.ept:main",
     "eval": "ekd_nemo.harness.lm:main",
     "train": "ekd_nemo.models.train:main",
 }

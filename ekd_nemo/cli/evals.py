@@ -160,3 +160,78 @@ def compare(
 
     sides = find_side(first), find_side(second or first, None if second else "teacher")
     typer.echo(table(compare_rows(compare_sides(*sides))))
+
+
+@app.command()
+def ept(
+    target: Target,
+    teacher: Teacher = None,
+    prompts: Annotated[
+        str, typer.Option(help="built-in, a file (*.jsonl, or one a line), or hub:NAME[:SPLIT].")
+    ] = "built-in",
+    batch_sizes: Annotated[str, typer.Option(help="Sequences at once, with commas.")] = "1,4,16",
+    input_tokens: Annotated[str, typer.Option(help="Fixed prompt lengths, with commas.")] = "128",
+    new_tokens: Annotated[
+        str, typer.Option(help="Fixed answer lengths, with commas; the most where natural.")
+    ] = "64",
+    natural: Annotated[
+        bool, typer.Option(help="Measure also prompts as they are, answered to their end.")
+    ] = True,
+    apart: Annotated[bool, typer.Option(help="Measure prefill and decode apart.")] = True,
+    requests: Annotated[int, typer.Option(min=1, help="Prompts of one pass.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Measured blocks of each point.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(help="Least length of a block; below 5 s in all no J/token is told.")
+    ] = 5.0,
+    warmup_s: Annotated[float, typer.Option(help="Least warm-up of each point.")] = 2.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice and order of prompts.")] = 1234,
+    engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
+    tensor: Annotated[int, typer.Option(min=1, help="GPUs a model, for vllm.")] = 1,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    meter: Annotated[str, typer.Option(help="auto, nvml, rapl or estimate.")] = "auto",
+    cpu_tdp_w: Annotated[
+        float | None, typer.Option(help="TDP of one processor package, for estimate.")
+    ] = None,
+    runs: Annotated[
+        Path, typer.Option(help="Where a folder that is no run gets one of its own.")
+    ] = Path("runs"),
+    chat_template: ChatTemplate = False,
+    student_only: StudentOnly = False,
+    again: Again = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Measure the energy per token of inference of a run's student and teacher, or of one model."""
+    from ekd_nemo.cli.eval_ept import EptOptions, make_settings, run_benchmark
+
+    settings = make_settings(
+        engine=engine,
+        dtype=dtype,
+        device=device,
+        requests=requests,
+        repeats=repeats,
+        seconds=seconds,
+        warmup_s=warmup_s,
+        seed=seed,
+        tensor=tensor,
+        apart=apart,
+        chat_template=chat_template,
+        trust_remote_code=trust_remote_code,
+    )
+    run_benchmark(
+        EptOptions(
+            target=target,
+            teacher=teacher,
+            prompts=prompts,
+            batch_sizes=batch_sizes,
+            input_tokens=input_tokens,
+            new_tokens=new_tokens,
+            settings=settings,
+            natural=natural,
+            runs=runs,
+            meter=meter,
+            cpu_tdp_w=cpu_tdp_w,
+            student_only=student_only,
+            again=again,
+        )
+    )

@@ -7,12 +7,9 @@ standard error.
 import difflib
 import functools
 import gc
-import json
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from lm_eval.evaluator import simple_evaluate
@@ -21,18 +18,15 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from torch.utils import collect_env
 
-from ekd_nemo.errors import EkdError, RunError, UserError
+from ekd_nemo.errors import EkdError, UserError
 from ekd_nemo.evals.request import SEED, Job, LmSettings, Request
 from ekd_nemo.evals.taskset import BUILT_IN
-
-_LOG = logging.getLogger(__name__)
-Emit = Callable[..., None]
-T = TypeVar("T")
+from ekd_nemo.harness.events import Emit, guarded, own_stdout
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the request of the file `argv[0]`; raises what stopped it after an `error` event."""
-    emit = _own_stdout()
+    emit = own_stdout()
     logging.getLogger().setLevel(logging.INFO)
     try:
         run(Request.model_validate_json(Path(argv[0]).read_bytes()), emit)
@@ -40,18 +34,6 @@ def main(argv: Sequence[str]) -> int:
         emit(event="error", message=str(error), exit_code=error.exit_code)
         raise
     return 0
-
-
-def _own_stdout() -> Emit:
-    """Keep standard output for events; the harness's prints go to standard error."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-
-    def emit(**event: Any) -> None:
-        stream.write(json.dumps(event) + "\n")
-        stream.flush()
-
-    return emit
 
 
 def run(request: Request, emit: Emit) -> None:
@@ -90,7 +72,7 @@ def _run_job(job: Job, settings: LmSettings, tasks: TaskManager, emit: Emit) -> 
     dtype = (
         settings.dtype if settings.dtype != "auto" else {"cpu": "float32"}.get(device, "bfloat16")
     )
-    model = _guard(
+    model = guarded(
         f"{job.model}: cannot be loaded",
         lambda: HFLM(
             pretrained=job.model,
@@ -104,7 +86,7 @@ def _run_job(job: Job, settings: LmSettings, tasks: TaskManager, emit: Emit) -> 
     for task in job.tasks:
         emit(event="task", job=job.name, task=task)
         out = Path(job.out) / task
-        _guard(
+        guarded(
             f"{task} on {job.model}",
             functools.partial(_run_task, model, job, task, settings, tasks, device, out),
         )
@@ -119,18 +101,6 @@ def _device(asked: str) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU; accepted here: cpu, auto")
     return asked
-
-
-def _guard(what: str, action: Callable[[], T]) -> T:
-    """Turn whatever the harness raises into one line; the traceback is in the log."""
-    try:
-        return action()
-    except EkdError:
-        raise
-    except Exception as error:
-        _LOG.exception(what)
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"{what}: {type(error).__name__}: {reason}") from error
 
 
 def _run_task(

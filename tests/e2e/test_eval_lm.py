@@ -9,19 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
 
-from ekd_nemo.config.recipe import Recipe
-from ekd_nemo.config.resolve import recipe_text
 from ekd_nemo.evals.results import read_eval_dir, read_results
-from ekd_nemo.records.capture import capture_attempt
-from ekd_nemo.records.identity import RunIdentity, begin_attempt
 from ekd_nemo.records.jsonl import ReadReport, read_lines
 from ekd_nemo.records.lines import PhaseBegin
 from ekd_nemo.records.rundir import RunDir
+from tests.e2e.evaluated_run import make_run
+from tests.tiny_model import make_tiny
 
 pytestmark = pytest.mark.timeout(900)  # start-up alone is 10 s on an idle core
 LIMIT = 10
@@ -42,33 +38,7 @@ def ekd(cwd: Path, *words: str | Path, **env: str) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, teacher_folder: Path) -> Path:
-    """A Llama of one narrow layer with random weights and the teacher's tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copyfile(teacher_folder / name, folder / name)
-    config = json.loads((teacher_folder / "config.json").read_text())
-    width, ffn, vocab = 64, 128, config["vocab_size"]
-    config |= {
-        "hidden_size": width,
-        "intermediate_size": ffn,
-        "num_hidden_layers": 1,
-        "head_dim": 32,
-    }
-    config |= {"num_attention_heads": 2, "num_key_value_heads": 2}
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens": (vocab, width), "model.norm": (width,)}
-    shapes |= {f"model.layers.0.self_attn.{name}_proj": (width, width) for name in "qkvo"}
-    shapes |= {f"model.layers.0.mlp.{name}_proj": (ffn, width) for name in ("gate", "up")}
-    shapes |= {"model.layers.0.mlp.down_proj": (width, ffn)}
-    shapes |= {f"model.layers.0.{name}_layernorm": (width,) for name in ("input", "post_attention")}
-    random = np.random.default_rng(0)
-    tensors = {
-        f"{name}.weight": random.normal(scale=0.05, size=shape).astype(np.float32)
-        for name, shape in shapes.items()
-    }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model", teacher_folder)
 
 
 @pytest.fixture(scope="module")
@@ -131,34 +101,6 @@ def test_last_word_accuracy_is_a_plain_count(evaluated: Path, teacher_folder: Pa
     assert 0 < sum(right) < LIMIT, "a count that tells right from wrong"
     assert [bool(item["acc"]) for item in items(evaluated, "python_docs_last_word")] == right
     assert value(evaluated, "python_docs_last_word") == pytest.approx(sum(right) / LIMIT)
-
-
-def make_run(cwd: Path, student: Path, teacher: Path) -> Path:
-    """A finished run in `cwd` with an exported student, and the manifest of its shards."""
-    run = RunDir(cwd / "runs" / "r1")
-    body = {
-        "name": "r1",
-        "method": "response",
-        "teacher": {"path": str(teacher)},
-        "student": {"init": {"source": "teacher_layers", "keep_layers": [0]}},
-        "data": {"path": "shards"},
-        "objective": {"alpha": 0.5, "response": {}},
-        "optimizer": {"lr": 1e-4},
-        "train": {"steps": 1, "global_batch_size": 1},
-        "evaluation": {
-            "lm": {"tasks": ["python_docs_last_word", "python_docs_bits_per_byte"], "limit": 2}
-        },
-    }
-    (cwd / "shards").mkdir()
-    manifest = {"schema_version": 1, "settings": {"seed": 7, "validation_fraction": 0.2}}
-    (cwd / "shards" / "manifest.json").write_text(json.dumps(manifest))
-    identity = RunIdentity(
-        run_id="r1", recipe="r1", recipe_hash="0" * 12, method="response", seed=1
-    )
-    begin_attempt(run, identity, capture_attempt())
-    run.recipe_yaml.write_text(recipe_text(Recipe.model_validate(body)))
-    shutil.copytree(student, run.hf)
-    return run.path
 
 
 def test_a_run_gets_scores_of_student_and_teacher_and_a_marked_phase(

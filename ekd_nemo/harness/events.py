@@ -1,0 +1,37 @@
+"""What the harness processes share: events on standard output, and one line for whatever a library raises."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ekd_nemo.errors import EkdError, RunError
+
+_LOG = logging.getLogger(__name__)
+Emit = Callable[..., None]
+T = TypeVar("T")
+
+
+def own_stdout() -> Emit:
+    """Keep standard output for events, one JSON object a line; the libraries' prints go to standard error."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def emit(**event: Any) -> None:
+        stream.write(json.dumps(event) + "\n")
+        stream.flush()
+
+    return emit
+
+
+def guarded(what: str, action: Callable[[], T]) -> T:
+    """Turn whatever a library raises into one line; the traceback is in the log."""
+    try:
+        return action()
+    except EkdError:
+        raise
+    except Exception as error:
+        _LOG.exception(what)
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"{what}: {type(error).__name__}: {reason}") from error
