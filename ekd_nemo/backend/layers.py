@@ -124,15 +124,18 @@ def cpu_layer_spec(config: TransformerConfig) -> ModuleSpec:
 
 
 def decoder_block_spec(
-    config: TransformerConfig, vp_stage: int | None = None
+    config: TransformerConfig, vp_stage: int | None = None, pp_rank: int | None = None
 ) -> TransformerBlockSubmodules | ModuleSpec:
-    """The layers that this pipeline stage builds, for the device at hand.
+    """The layers that a pipeline stage builds, for the device at hand.
 
-    Needs Megatron's parallel state.
+    Args:
+        config: the model's.
+        vp_stage: the chunk, where stages interleave.
+        pp_rank: the stage; None asks Megatron's parallel state.
     """
     if torch.cuda.is_available():
         return get_gpt_layer_with_transformer_engine_spec()
-    count = get_num_layers_to_build(config, vp_stage=vp_stage)
+    count = get_num_layers_to_build(config, vp_stage, pp_rank)
     return TransformerBlockSubmodules(
         layer_specs=[cpu_layer_spec(config)] * count, layer_norm=RMSNorm
     )
