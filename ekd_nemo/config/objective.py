@@ -68,7 +68,7 @@ class RelationLoss(Strict):
     """
 
     scope: Literal["batch", "tokens"] = "batch"
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Literal["mean", "last", "masked"] = "mean"  # masked: over tokens that carry loss
     tokens: Annotated[int, Field(ge=3, le=512)] = 32  # drawn from each sequence, scope tokens
     weight_distance: Weight = 1.0
     weight_angle: Weight = 0.0

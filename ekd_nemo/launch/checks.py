@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from ekd_nemo.config.architecture import Architecture, check_layout
+from ekd_nemo.config.fit import misfit
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import (
@@ -18,7 +19,7 @@ from ekd_nemo.meter.choose import MeterSettings, open_meters
 from ekd_nemo.meter.protocol import MeterUnavailableError
 from ekd_nemo.sources.manifest import read_manifest
 
-LAUNCHABLE = ("sft", "response")
+LAUNCHABLE = ("sft", "response", "feature", "relation", "combined")
 # A checkpoint holds the weights and Adam's two moments in fp32, 12 bytes a parameter, and bf16 weights in two more.
 # The newest is kept and the next is written before it goes. The export has 4 bytes a parameter.
 DISK_BYTES_PER_PARAMETER = 2 * 14 + 4
@@ -47,8 +48,6 @@ def not_yet(recipe: Recipe) -> dict[str, tuple[object, tuple[object, ...]]]:
     student, response = recipe.student, recipe.objective.response
     found: dict[str, tuple[object, tuple[object, ...]]] = {
         "student.precision": (student.precision, ("fp32", "bf16")),
-        "student.recompute": (student.recompute, ("none",)),
-        "student.parallel.virtual_pipeline": (student.parallel.virtual_pipeline, (None,)),
         "student.lora": (None if student.lora is None else "set", (None,)),
     }
     if response is not None:
@@ -81,6 +80,8 @@ def check_plan(plan: Plan, ask_hub: bool) -> None:
             _check_layout(resolved, model, who)
             _check_length(resolved, model, who)
     _check_vocabulary(resolved, student, teacher)
+    if student is not None:
+        _check_fit(resolved, student, teacher)
     if resolved.recipe.data.build is None:
         read_manifest(resolved.recipe.data.path)
     check_token_ids(resolved)
@@ -164,6 +165,15 @@ def _check_vocabulary(
         f"{resolved.place(key)}: {key}: the student's vocabulary has {student.vocab_size} entries, the teacher's "
         f"{teacher.vocab_size}; accepted: models that share one"
     )
+
+
+def _check_fit(
+    resolved: ResolvedRecipe, student: Architecture, teacher: Architecture | None
+) -> None:
+    wrong = misfit(resolved.recipe, student, teacher)
+    if wrong is not None:
+        key, message = wrong
+        raise ConfigError(f"{resolved.place(key)}: {key}: {message}")
 
 
 def _check_length(resolved: ResolvedRecipe, model: Architecture, who: str) -> None:

@@ -18,7 +18,7 @@ FeatureKind = Literal["mse", "cosine"]
 def feature_loss(
     student: Tensor,
     teacher: Tensor,
-    keep: Tensor,
+    keep: Tensor | None = None,
     *,
     kind: FeatureKind = "mse",
     scale: float | Tensor = 1.0,
@@ -31,7 +31,7 @@ def feature_loss(
     Args:
         student: [T, H], already projected to the teacher's width if widths differ.
         teacher: [T, H], no gradient.
-        keep: [T] bool: valid tokens of the subset; others contribute exactly 0.
+        keep: [T] bool: valid tokens of the subset; others contribute exactly 0. None: all.
         kind: "mse" or "cosine".
         scale: multiplies the total (weight, loss scale), not the sums.
         sequence_group: ranks that hold other tokens of the same sequences (sequence parallelism);
@@ -59,13 +59,14 @@ def feature_loss(
             f"student features {tuple(student.shape)}, teacher features {tuple(teacher.shape)}; "
             "widths must be equal, or a projector must make them so"
         )
-    index = keep.nonzero().squeeze(1)
+    teacher = teacher.detach()
+    if keep is not None:
+        index = keep.nonzero().squeeze(1)
+        student, teacher = student.index_select(0, index), teacher.index_select(0, index)
     acc = accumulation_type(student, teacher)
-    ours = student.index_select(0, index).to(acc)
-    theirs = teacher.detach().index_select(0, index).to(acc)
-    local = _DISTANCES[kind](ours, theirs).sum()
+    local = _DISTANCES[kind](student.to(acc), teacher.to(acc)).sum()
     total = sum_over_with_gradient(local, sequence_group)
-    count = sum_over(keep.sum(), sequence_group)
+    count = sum_over(torch.tensor(len(student), device=student.device), sequence_group)
     return LossParts(total * scale, {f"feature_{kind}": total.detach().double()}, count)
 
 

@@ -94,6 +94,15 @@ def relation_loss(
     return LossParts(total * scale, sums, torch.tensor(count, device=student.device))
 
 
+def relation_count(num: int, settings: RelationSettings) -> int:
+    """Over how many pairs or triplets the sum of `num` embeddings runs."""
+    if settings.kind != "angle":
+        return num * (num - 1) // 2
+    if num > settings.max_exact:
+        return settings.num_triplets
+    return num * (num - 1) * (num - 2) // 2
+
+
 def relation_sum(
     student: Tensor, teacher: Tensor, settings: RelationSettings
 ) -> tuple[Tensor, int]:
@@ -107,9 +116,9 @@ def relation_sum(
     if settings.kind == "distance":
         return _distance_sum(student, teacher)
     if num > settings.max_exact:
-        return _sampled_angle_sum(student, teacher, settings), settings.num_triplets
+        return _sampled_angle_sum(student, teacher, settings), relation_count(num, settings)
     apply = cast(Callable[..., Tensor], _AngleSum.apply)
-    return apply(_gram(student), _gram(teacher)), num * (num - 1) * (num - 2) // 2
+    return apply(_gram(student), _gram(teacher)), relation_count(num, settings)
 
 
 def gradient_of_rows(embeddings: Tensor, gradient: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 _BITS = 53
 
 
-def token_subset(seed: int, sample_hash: str, positions: Tensor, ratio: float) -> Tensor:
+def token_subset(seed: int, sample_hash: str, positions: Tensor, ratio: float | Tensor) -> Tensor:
     """Keep each token with probability `ratio`, a function of (seed, sample, position) alone.
 
     Tokens are drawn independently, so that the choice does not depend on how a sequence is cut
@@ -24,7 +24,7 @@ def token_subset(seed: int, sample_hash: str, positions: Tensor, ratio: float) -
         seed: of the run.
         sample_hash: the sample's content hash.
         positions: [T] int64, places in the packed sample (not in its segments).
-        ratio: 0 < ratio <= 1.
+        ratio: 0 < ratio <= 1; a tensor [T] gives each token its own, and is not checked.
 
     Returns:
         [T] bool.
@@ -32,7 +32,7 @@ def token_subset(seed: int, sample_hash: str, positions: Tensor, ratio: float) -
     Raises:
         ConfigError: a ratio out of range.
     """
-    if not 0 < ratio <= 1:
+    if not isinstance(ratio, Tensor) and not 0 < ratio <= 1:
         raise ConfigError(f"token subset ratio is {ratio}; it must be above 0 and at most 1")
     draws = _mix(positions.to(torch.int64) * _INCREMENT + _start(seed, sample_hash))
     uniform = (draws & ((1 << _BITS) - 1)).to(torch.float64) / (1 << _BITS)

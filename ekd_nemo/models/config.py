@@ -10,9 +10,19 @@ from nemo.collections.llm import GPTConfig
 from ekd_nemo.backend.cpu import transformer_overrides
 from ekd_nemo.backend.layers import decoder_block_spec
 from ekd_nemo.config.architecture import Architecture, padded_vocab
-from ekd_nemo.config.recipe import Parallel
+from ekd_nemo.config.recipe import Parallel, Recompute
 from ekd_nemo.models.weights import model_kwargs, transformer_kwargs
 from ekd_nemo.parallel.hidden import HiddenStateGPT
+
+RECOMPUTE: dict[Recompute, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+}
 
 
 @dataclass
@@ -35,8 +45,9 @@ class DecoderConfig(GPTConfig):
         arch = self.architecture
         assert arch is not None
         assert self.vocab_size is not None
-        first = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
-        last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        whole = self.virtual_pipeline_model_parallel_size is None
+        first = parallel_state.is_pipeline_first_stage(ignore_virtual=whole, vp_stage=vp_stage)
+        last = parallel_state.is_pipeline_last_stage(ignore_virtual=whole, vp_stage=vp_stage)
         return HiddenStateGPT(
             self,
             transformer_layer_spec=decoder_block_spec(self, vp_stage),
@@ -56,6 +67,7 @@ def decoder_config(
     dtype: torch.dtype,
     *,
     trained: bool,
+    recompute: Recompute = "none",
 ) -> DecoderConfig:
     """The configuration of a decoder in a layout.
 
@@ -69,6 +81,8 @@ def decoder_config(
             cut over tensor-parallel ranks only where they draw their first weights; without the
             marks the norm of the gradients counts one rank's share alone. So a trained model draws
             weights although others replace them.
+        recompute: which activations the backward pass makes again; `full` keeps the input of each
+            layer alone.
     """
     rotary = model_kwargs(arch)
     return DecoderConfig(
@@ -80,11 +94,13 @@ def decoder_config(
         share_embeddings_and_output_weights=arch.tied_embeddings,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         sequence_parallel=parallel.sequence_parallel,
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         perform_initialization=trained,
+        **RECOMPUTE[recompute],
         **transformer_kwargs(arch),
         **transformer_overrides(),
     )

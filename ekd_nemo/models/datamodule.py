@@ -15,7 +15,7 @@ from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.errors import DataError
 from ekd_nemo.parallel.batch import TENSORS
 
-StepItem = list[dict[str, Tensor]]
+StepItem = list[dict[str, Any]]
 
 
 class StepBatches(Dataset[StepItem]):
@@ -44,10 +44,13 @@ class StepBatches(Dataset[StepItem]):
         return [stack(self._samples, indices) for indices in share.tolist()]
 
 
-def stack(samples: PackedDataset, indices: list[int]) -> dict[str, Tensor]:
-    """The samples of `indices` as one microbatch."""
+def stack(samples: PackedDataset, indices: list[int]) -> dict[str, Any]:
+    """The samples of `indices` as one microbatch: tensors [B, S], and the samples' hashes."""
     rows = [samples[index] for index in indices]
-    return {name: torch.stack([row[name] for row in rows]) for name in TENSORS}
+    tensors: dict[str, Tensor] = {
+        name: torch.stack([row[name] for row in rows]) for name in TENSORS
+    }
+    return tensors | {"sample_hashes": [row["sample_hash"] for row in rows]}
 
 
 class _FromStep(Sampler[int]):

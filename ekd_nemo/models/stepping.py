@@ -13,12 +13,13 @@ from torch import Tensor
 from ekd_nemo.backend.device import compute_device
 from ekd_nemo.config.recipe import Train
 from ekd_nemo.data.packed import PackedDataset
-from ekd_nemo.models.distill import DistillModel, step_inputs
+from ekd_nemo.models.distill import DistillModel
 from ekd_nemo.models.phases import PhaseClock
+from ekd_nemo.models.preparing import Prepared, Preparing
 from ekd_nemo.models.training_log import StepRecord, TrainingLog
 from ekd_nemo.models.validation import Validation
 from ekd_nemo.parallel.batch import Microbatch
-from ekd_nemo.parallel.normalise import global_counts, loss_scale, sum_from_last_stage
+from ekd_nemo.parallel.normalise import on_last_stage_once, sum_over_ranks
 from ekd_nemo.teacher.source import TeacherSource
 
 
@@ -29,12 +30,7 @@ def pull(data: Iterator[Any]) -> list[Microbatch]:
 
 
 class Stepping(pl.Callback):
-    """Prepares each step before Megatron's schedule and records it afterwards.
-
-    The whole global batch is read first, its valid tokens are counted over all data-parallel
-    ranks, and the teacher runs over it, before the student's first microbatch: so every microbatch
-    is scaled by the global count, and nothing but the student communicates in its schedule.
-    """
+    """Prepares each step before Megatron's schedule and records it afterwards."""
 
     def __init__(
         self,
@@ -48,18 +44,20 @@ class Stepping(pl.Callback):
         """Hold what a step needs.
 
         Args:
-            model: the student; it distils if its objective has a family.
+            model: the student; the first of its parts on this rank.
             make_teacher: called once Megatron's groups stand; None without teacher.
             held_out: samples for validation.
             train: batch sizes and cadence.
             log: where steps are recorded.
             phases: the rank's marks.
         """
-        self._model, self._make_teacher, self._train = model, make_teacher, train
+        self._plan, self._make_teacher, self._train = model.plan, make_teacher, train
+        self._preparing = Preparing(model.plan, model.seed, phases)
         self._log, self._phases, self._held_out = log, phases, held_out
         self._teacher: TeacherSource | None = None
-        self._counts, self._local = [0, 0], [0, 0]
-        self._sums = torch.zeros(0)
+        self._prepared: Prepared | None = None
+        self._chunks: list[DistillModel] = []
+        self._sums: list[float] = []
         self._started_ns, self._lr = 0, 0.0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -81,21 +79,13 @@ class Stepping(pl.Callback):
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
         """Read the batch, count, run the teacher, and hand the schedule prepared microbatches."""
+        self._chunks = [chunk for chunk in step.pipeline if isinstance(chunk, DistillModel)]
         batches = pull(step.data)
-        self._local = [
-            int(sum(b.num_tokens for b in batches)),
-            int(sum(b.num_valid for b in batches)),
-        ]
-        self._counts = global_counts(batches).tolist()
-        taught = None
-        if self._teacher is not None and self._model.objective.families:
-            with self._phases.phase("teacher_forward"):
-                taught = self._teacher.outputs(batches)
-        scale = loss_scale(self._counts[1], len(batches))
+        self._prepared = self._preparing.step(self._chunks, batches, self._teacher)
         size, length = batches[0].tokens.shape
         return dataclasses.replace(
             step,
-            data=iter(step_inputs(batches, scale, taught)),
+            data=iter(self._prepared.inputs),
             num_microbatches=len(batches),
             micro_batch_size=size,
             seq_length=length,
@@ -105,9 +95,15 @@ class Stepping(pl.Callback):
         self, step: MegatronStep, microbatch_outputs: Sequence[Any], reduced: Tensor
     ) -> None:
         """Bring the terms' sums together on every rank."""
-        terms = len(self._model.terms)
-        local = reduced if microbatch_outputs else torch.zeros(terms)
-        self._sums = sum_from_last_stage(local.double().reshape(terms))
+        assert self._prepared is not None
+        plan = self._plan
+        mine = dict(self._prepared.sums)
+        if microbatch_outputs and on_last_stage_once():
+            mine |= dict(zip(plan.last_stage_terms, reduced.tolist(), strict=True))
+        for chunk in self._chunks:
+            mine |= self._preparing.feature_sums(chunk)
+        values = [mine.get(term.name, 0.0) for term in plan.terms]
+        self._sums = sum_over_ranks(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def on_train_batch_end(
         self,
@@ -118,27 +114,23 @@ class Stepping(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Record the step, then validate when it is time."""
-        step = trainer.global_step
-        means = (self._sums / max(self._counts[1], 1)).tolist()
+        step, prepared = trainer.global_step, self._prepared
+        assert prepared is not None
+        means = self._plan.means(self._sums, prepared.counts)
         grad_norm = trainer.callback_metrics.get("grad_norm")
-        self._phases.step(step, *self._local)
+        self._phases.step(step, prepared.tokens, prepared.tokens_valid)
         self._log.step(
             StepRecord(
                 step=step,
-                terms=dict(zip(self._model.terms, means, strict=True)),
-                loss=self._total(means),
+                terms=means,
+                loss=self._plan.total(means),
                 lr=self._lr,
                 grad_norm=None if grad_norm is None else float(grad_norm),
-                tokens=self._counts[0],
-                tokens_valid=self._counts[1],
+                tokens=prepared.counts["tokens"],
+                tokens_valid=prepared.counts["valid"],
                 duration_s=(time.monotonic_ns() - self._started_ns) / 1e9,
             )
         )
         if step % self._train.val_interval == 0 or step == self._train.steps:
             with self._phases.phase("eval"):
-                self._log.validation(step, self._validation.run(self._model))
-
-    def _total(self, means: Sequence[float]) -> float:
-        objective = self._model.objective
-        weights = (objective.weight_ce, objective.weight_of("response"))
-        return sum(weight * mean for weight, mean in zip(weights, means, strict=False))
+                self._log.validation(step, self._validation.run(self._chunks))

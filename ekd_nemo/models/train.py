@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
+from ekd_nemo.config.fit import misfit
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import read_resolved
 from ekd_nemo.errors import ConfigError, LayoutError, RunDirError
@@ -73,9 +74,9 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
     Raises: ConfigError, LayoutError or DataError.
     """
     parallel, train = recipe.student.parallel, recipe.train
-    unsupported = [name for name in recipe.objective.families if name != "response"]
-    if unsupported:
-        raise ConfigError(f"objective {unsupported[0]} does not train yet; accepted: response")
+    wrong = misfit(recipe, student, teacher)
+    if wrong is not None:
+        raise ConfigError(f"{wrong[0]}: {wrong[1]}")
     check_layout(student, parallel.tensor, parallel.pipeline, "student")
     if teacher is not None:
         check_layout(teacher, parallel.tensor, parallel.pipeline, "teacher")
@@ -97,10 +98,17 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
             f"data-parallel ranks and micro_batch_size {train.micro_batch_size}; accepted: a "
             f"multiple of {share}"
         )
-    if train.val_samples < share:
+    # Interleaved stages run as many microbatches at once as there are stages, or a multiple.
+    at_once = parallel.pipeline if parallel.virtual_pipeline else 1
+    if train.global_batch_size // share % at_once:
+        raise LayoutError(
+            f"train.global_batch_size {train.global_batch_size} gives {train.global_batch_size // share} "
+            f"microbatches to a rank; accepted with virtual_pipeline: a multiple of {at_once}"
+        )
+    if train.val_samples < share * at_once:
         raise LayoutError(
             f"train.val_samples {train.val_samples} leaves no whole microbatch for each of "
-            f"{world // replica} data-parallel ranks; accepted: {share} or more"
+            f"{world // replica} data-parallel ranks; accepted: {share * at_once} or more"
         )
     length = read_manifest(Path(recipe.data.path))["sequence_length"]
     if parallel.sequence_parallel and length % parallel.tensor:

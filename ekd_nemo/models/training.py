@@ -32,11 +32,12 @@ from ekd_nemo.models.checkpointing import (
 from ekd_nemo.models.config import decoder_config
 from ekd_nemo.models.convert_source import open_source
 from ekd_nemo.models.datamodule import PackedDataModule
-from ekd_nemo.models.distill import DistillModel, ResponseModel, SftModel
+from ekd_nemo.models.distill import METHODS, DistillModel
 from ekd_nemo.models.optimizer import optimizer_module
 from ekd_nemo.models.phases import PhaseClock, attempt
 from ekd_nemo.models.stepping import Stepping
 from ekd_nemo.models.stopping import StopOnSignal
+from ekd_nemo.models.terms import loss_plan
 from ekd_nemo.models.training_log import TrainingLog
 from ekd_nemo.models.weights import (
     FolderSource,
@@ -50,7 +51,6 @@ from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import read_manifest
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-METHODS: dict[str, type[DistillModel]] = {"sft": SftModel, "response": ResponseModel}
 
 
 def train(
@@ -92,7 +92,7 @@ def train(
             return EXIT_OK
         log.begin(first)
         start_writers_helper()
-        model = student_model(recipe, student, _sequence_length(recipe))
+        model = student_model(recipe, student, teacher, _sequence_length(recipe))
         if latest is None:
             model.source = student_source(recipe, student)
         stepping = Stepping(
@@ -134,15 +134,23 @@ def student_source(recipe: Recipe, student: Architecture) -> TensorSource:
     return LayerSubsetSource(FolderSource(recipe.teacher.path), init.keep_layers)
 
 
-def student_model(recipe: Recipe, student: Architecture, seq_length: int) -> DistillModel:
+def student_model(
+    recipe: Recipe, student: Architecture, teacher: Architecture | None, seq_length: int
+) -> DistillModel:
     """NeMo's model of the recipe's method; built by Lightning, once its groups stand."""
     precision = recipe.student.precision
     return METHODS[recipe.method](
         decoder_config(
-            student, recipe.student.parallel, seq_length, DTYPES[precision], trained=True
+            student,
+            recipe.student.parallel,
+            seq_length,
+            DTYPES[precision],
+            trained=True,
+            recompute=recipe.student.recompute,
         ),
         optimizer_module(recipe.optimizer, recipe.train.steps, bf16=precision == "bf16"),
-        recipe.objective,
+        loss_plan(recipe.objective, student, teacher),
+        recipe.seed,
     )
 
 
@@ -151,7 +159,8 @@ def shared_teacher(recipe: Recipe, teacher: Architecture) -> SharedTeacher:
     assert recipe.teacher is not None
     dtype = DTYPES[recipe.teacher.precision]
     length = _sequence_length(recipe)
-    config = decoder_config(teacher, recipe.student.parallel, length, dtype, trained=False)
+    parallel = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
+    config = decoder_config(teacher, parallel, length, dtype, trained=False)
     model = config.configure_model(tokenizer=None).to(compute_device())
     load_weights(
         [model],
@@ -185,6 +194,7 @@ def make_trainer(
     strategy = nl.MegatronStrategy(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
         sequence_parallel=parallel.sequence_parallel,
         pipeline_dtype=torch.bfloat16 if bf16 else torch.float32,
         ddp=DistributedDataParallelConfig(

@@ -1,5 +1,6 @@
 """Held-out cross-entropy and KL to the teacher, for every method alike."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from ekd_nemo.models.distill import DistillModel
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.normalise import sum_from_last_stage
 from ekd_nemo.parallel.schedule import forward_hidden
-from ekd_nemo.teacher.source import TeacherOutputs, TeacherSource
+from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs, TeacherSource
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Held:
     Attributes:
         ce: cross-entropy, nats a token; None if no token carried loss.
         kl_to_teacher: KL(teacher || student) at temperature 1, nats a token; None likewise, and
-            without teacher.
+            without the teacher's distribution.
         tokens: tokens that both are means over.
     """
 
@@ -52,21 +53,33 @@ class Validation:
         self._samples, self._train = samples, train
         self._teacher, self._device = teacher, where
 
-    def run(self, model: DistillModel) -> Held:
-        """Evaluate, on all ranks together; the model's mode is as before afterwards."""
-        training = model.training
-        model.eval()
+    def run(self, chunks: Sequence[DistillModel]) -> Held:
+        """Evaluate, on all ranks together; the model's mode is as before afterwards.
+
+        Args:
+            chunks: the student's parts on this rank.
+        """
+        training = chunks[0].training
+        for chunk in chunks:
+            chunk.eval()
         sums, tokens = torch.zeros(2, dtype=torch.float64), 0
-        for indices in self._rounds():
-            batch = Microbatch.of(stack(self._samples, indices), self._device)
-            sums = sums + self._sums(model, [batch])
-            tokens += int(batch.num_valid)
-        model.train(training)
+        # Interleaved stages want as many microbatches at once as there are stages.
+        stages = parallel_state.get_pipeline_model_parallel_world_size() if len(chunks) > 1 else 1
+        rounds = self._rounds()
+        for first in range(0, len(rounds) - stages + 1, stages):
+            batches = [
+                Microbatch.of(stack(self._samples, indices), self._device)
+                for indices in rounds[first : first + stages]
+            ]
+            sums = sums + self._sums(chunks, batches)
+            tokens += sum(int(batch.num_valid) for batch in batches)
+        for chunk in chunks:
+            chunk.train(training)
         ce, kl = sum_from_last_stage(sums).tolist()
         total = self._count(tokens)
         if total == 0:
             return Held(ce=None, kl_to_teacher=None, tokens=0)
-        return Held(ce / total, kl / total if self._teacher is not None else None, total)
+        return Held(ce / total, None if math.isnan(kl) else kl / total, total)
 
     def _rounds(self) -> list[list[int]]:
         rank = parallel_state.get_data_parallel_rank()
@@ -76,14 +89,14 @@ class Validation:
         first = [(turn * replicas + rank) * size for turn in range(count)]
         return [list(range(start, start + size)) for start in first]
 
-    def _sums(self, model: DistillModel, batches: Sequence[Microbatch]) -> Tensor:
-        taught: TeacherOutputs | None = None
+    def _sums(self, chunks: Sequence[DistillModel], batches: Sequence[Microbatch]) -> Tensor:
+        taught = TeacherOutputs()
         if self._teacher is not None:
-            taught = self._teacher.outputs(batches)
-        hidden = forward_hidden([model.module], batches)
+            taught = self._teacher.outputs(batches, TeacherNeeds(distribution=True))
+        hidden = forward_hidden([chunk.module for chunk in chunks], batches)
         if not hidden:
             return torch.zeros(2, dtype=torch.float64)
-        return model.evaluate(batches, hidden, taught)
+        return chunks[-1].evaluate(batches, hidden, taught)
 
     def _count(self, tokens: int) -> int:
         group = parallel_state.get_data_parallel_group()

@@ -22,6 +22,7 @@ class Microbatch:
         loss_mask: [B, S] bool; True where a token carries loss.
         position_ids: [B, S] int64, counted inside each segment.
         segment_ids: [B, S] int64; -1 is padding.
+        sample_hashes: [B], what identifies each sample, see `data.packed.sample_hash`.
     """
 
     tokens: Tensor
@@ -29,11 +30,13 @@ class Microbatch:
     loss_mask: Tensor
     position_ids: Tensor
     segment_ids: Tensor
+    sample_hashes: tuple[str, ...]
 
     @classmethod
-    def of(cls, sample: Mapping[str, Tensor], device: torch.device) -> "Microbatch":
+    def of(cls, sample: Mapping[str, Any], device: torch.device) -> "Microbatch":
         """Take the named tensors to `device`."""
-        return cls(**{name: sample[name].to(device, non_blocking=True) for name in TENSORS})
+        tensors = {name: sample[name].to(device, non_blocking=True) for name in TENSORS}
+        return cls(**tensors, sample_hashes=tuple(sample["sample_hashes"]))
 
     @property
     def num_tokens(self) -> Tensor:
@@ -54,6 +57,24 @@ class Microbatch:
     def flat_valid(self) -> Tensor:
         """[S * B] bool, in the order of `flat_labels`."""
         return self.loss_mask.transpose(0, 1).reshape(-1)
+
+    @cached_property
+    def segments_per_sample(self) -> Tensor:
+        """[B] int64, on the CPU: how many segments each sample holds."""
+        return self.segment_ids.max(dim=1).values.cpu() + 1
+
+    @property
+    def num_segments(self) -> int:
+        """Segments of all samples."""
+        return int(self.segments_per_sample.sum())
+
+    @cached_property
+    def flat_segments(self) -> Tensor:
+        """[S * B] int64 in the order of `flat_labels`; numbered through all samples, -1 at padding."""
+        counts = self.segments_per_sample
+        first = (counts.cumsum(0) - counts).to(self.segment_ids.device)[:, None]
+        numbers = torch.where(self.segment_ids >= 0, self.segment_ids + first, self.segment_ids)
+        return numbers.transpose(0, 1).reshape(-1)
 
     @cached_property
     def attention(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ both.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,33 +16,60 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from ekd_nemo.backend.device import compute_device
-from ekd_nemo.parallel.batch import Microbatch
 
 
-def global_counts(batches: Sequence[Microbatch]) -> Tensor:
-    """How much the global batch holds: int64 [2], all tokens and those that carry loss.
+def global_sum(local: Sequence[int]) -> list[int]:
+    """Add integers up over the data-parallel ranks.
 
-    Collectives: one sum of two integers over the data-parallel ranks.
+    Collectives: one sum of as many integers.
     """
-    counts = torch.stack(
-        [sum(b.num_tokens for b in batches), sum(b.num_valid for b in batches)]  # pyright: ignore
-    )
+    counts = torch.tensor(local, dtype=torch.int64, device=compute_device())
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     if group.size() > 1:
         dist.all_reduce(counts, group=group)
-    return counts
+    return counts.tolist()
 
 
-def loss_scale(num_valid: int, num_microbatches: int) -> float:
-    """What a microbatch's sum is multiplied by, so that gradients are those of the global mean.
+def loss_scale(count: int, num_microbatches: int = 1) -> float:
+    """What a sum is multiplied by, so that gradients are those of the mean over the global batch.
 
     Args:
-        num_valid: tokens of the global batch that carry loss; a batch without any costs nothing.
-        num_microbatches: that the schedule divides by.
+        count: tokens (pairs, triplets) of the global batch; a batch without any costs nothing.
+        num_microbatches: that the schedule divides by; 1 for what is attached to a hidden state,
+            which the schedule does not see.
     """
     replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     context = parallel_state.get_context_parallel_world_size()
-    return num_microbatches * replicas / context / max(num_valid, 1)
+    return num_microbatches * replicas / context / max(count, 1)
+
+
+def optimizer_scale(config: Any) -> float:
+    """The factor that the optimiser puts on every loss (fp16's), known in the backward pass."""
+    if config.grad_scale_func is None:
+        return 1.0
+    return float(config.grad_scale_func(torch.ones((), device=compute_device())))
+
+
+def on_last_stage_once() -> bool:
+    """Whether this rank speaks for its data-parallel share of the last stage's sums."""
+    return (
+        parallel_state.is_pipeline_last_stage()
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+    )
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Add up what each rank contributes and give it to all.
+
+    Args:
+        values: [n] float64; zeros where another rank speaks for the same share.
+
+    Collectives: one sum of n numbers over all ranks.
+    """
+    total = values.to(compute_device(), copy=True)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
 
 
 def sum_from_last_stage(values: Tensor) -> Tensor:
@@ -53,11 +81,4 @@ def sum_from_last_stage(values: Tensor) -> Tensor:
 
     Collectives: one sum of n numbers over all ranks.
     """
-    speaks = (
-        parallel_state.is_pipeline_last_stage()
-        and parallel_state.get_tensor_model_parallel_rank() == 0
-    )
-    total = (values if speaks else torch.zeros_like(values)).to(compute_device(), copy=True)
-    if dist.get_world_size() > 1:
-        dist.all_reduce(total)
-    return total
+    return sum_over_ranks(values if on_last_stage_once() else torch.zeros_like(values))

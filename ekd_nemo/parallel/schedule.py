@@ -1,17 +1,26 @@
 """Forward passes outside training: through Megatron's own schedule, so that stages may be split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import (
+    forward_backward_no_pipelining,
+    forward_backward_pipelining_with_interleaving,
+    forward_backward_pipelining_without_interleaving,
+)
 from torch import Tensor
 
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.hidden import hidden_states
 
 
-def forward_hidden(chunks: Sequence[Any], batches: Sequence[Microbatch]) -> list[Tensor]:
+def forward_hidden(
+    chunks: Sequence[Any],
+    batches: Sequence[Microbatch],
+    keep: Callable[[Tensor, Microbatch], Any] | None = None,
+) -> list[Any]:
     """The final hidden states of every microbatch, without gradients.
 
     Every rank of the model calls this together. Nothing else communicates meanwhile, so it must
@@ -20,18 +29,26 @@ def forward_hidden(chunks: Sequence[Any], batches: Sequence[Microbatch]) -> list
     Args:
         chunks: the model's parts on this rank, one unless stages interleave.
         batches: at least one microbatch, all of one shape.
+        keep: what to keep of a microbatch's final hidden states in their place.
 
     Returns:
-        On the last pipeline stage one [S, B, H] for each microbatch; elsewhere an empty list.
+        On the last pipeline stage one [S, B, H], or what `keep` makes of it, for each microbatch;
+        elsewhere an empty list.
     """
 
     def step(batches_left: Any, model: Any) -> tuple[Tensor, Any]:
-        return hidden_states(model, next(batches_left)), _collect
+        batch = next(batches_left)
+
+        def collect(output: Tensor, non_loss_data: bool = False) -> Any:
+            assert non_loss_data
+            return output if keep is None else keep(output, batch)
+
+        return hidden_states(model, batch), collect
 
     size, length = batches[0].tokens.shape
     iterators = [iter(batches) for _ in chunks]
     with torch.no_grad():
-        outputs = get_forward_backward_func()(
+        outputs = _schedule(len(chunks))(
             forward_step_func=step,
             data_iterator=iterators if len(chunks) > 1 else iterators[0],
             model=list(chunks) if len(chunks) > 1 else chunks[0],
@@ -44,6 +61,10 @@ def forward_hidden(chunks: Sequence[Any], batches: Sequence[Microbatch]) -> list
     return list(outputs)
 
 
-def _collect(output: Tensor, non_loss_data: bool = False) -> Tensor:
-    assert non_loss_data
-    return output
+def _schedule(num_chunks: int) -> Callable[..., list[Any]]:
+    """Megatron's schedule for a model of so many parts; its own choice looks at the student alone."""
+    if parallel_state.get_pipeline_model_parallel_world_size() == 1:
+        return forward_backward_no_pipelining
+    if num_chunks > 1:
+        return forward_backward_pipelining_with_interleaving
+    return forward_backward_pipelining_without_interleaving

@@ -1,13 +1,21 @@
 """A frozen teacher on the student's own ranks, in the student's layout."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from ekd_nemo.backend.device import compute_device
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.hidden import HiddenStateGPT
+from ekd_nemo.parallel.relations import segment_embeddings
 from ekd_nemo.parallel.schedule import forward_hidden
-from ekd_nemo.teacher.source import TeacherOutputs
+from ekd_nemo.parallel.taps import recorded_layers, stage_of_layer
+from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
 
 
 class SharedTeacher:
@@ -20,11 +28,90 @@ class SharedTeacher:
         """Freeze a loaded model."""
         self._model = model.eval().requires_grad_(False)
 
-    def outputs(self, batches: Sequence[Microbatch]) -> TeacherOutputs:
-        """The final hidden states of each microbatch; held by the last stage only.
+    def outputs(self, batches: Sequence[Microbatch], needs: TeacherNeeds) -> TeacherOutputs:
+        """What is needed of each microbatch, on the stages that need it.
 
-        Memory: microbatches * S * B * H_t elements of the teacher's type.
+        Memory: microbatches * S * B * H_t elements of the teacher's type for the final hidden
+        states, if they are needed, and as many for each layer.
+
+        Collectives: a layer that a student's stage needs and another stage of the teacher holds is
+        sent from one to the other.
         """
-        hidden = forward_hidden([self._model], batches)
-        last = parallel_state.is_pipeline_last_stage()
-        return TeacherOutputs(hidden=hidden, head=self._model.head if last else None)
+        config, last = self._model.config, parallel_state.is_pipeline_last_stage()
+        group = _sequence_group(config)
+
+        def keep(hidden: Tensor, batch: Microbatch) -> tuple[Tensor | None, Tensor | None]:
+            pooled = None
+            if needs.pooling is not None:
+                pooled = segment_embeddings(hidden, batch, needs.pooling, group)
+            return (hidden if needs.distribution or needs.final else None, pooled)
+
+        with recorded_layers([self._model], needs.layers) as layers:
+            found = forward_hidden([self._model], batches, keep)
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        owners = {x: stage_of_layer(x, config.num_layers, stages) for x in needs.layers}
+        like = (len(batches), _hidden_shape(config, batches[0], group), config.params_dtype)
+        return TeacherOutputs(
+            hidden=[hidden for hidden, _ in found if hidden is not None],
+            head=self._model.head if last and needs.distribution else None,
+            layers=_to_their_stages(layers, needs.layers, owners, like),
+            embeddings=[pooled for _, pooled in found if pooled is not None],
+        )
+
+
+def _sequence_group(config: Any) -> ProcessGroup | None:
+    group = parallel_state.get_tensor_model_parallel_group()
+    return group if config.sequence_parallel and group.size() > 1 else None
+
+
+def _hidden_shape(
+    config: Any, batch: Microbatch, group: ProcessGroup | None
+) -> tuple[int, int, int]:
+    rows, length = batch.tokens.shape
+    return length // (1 if group is None else group.size()), rows, config.hidden_size
+
+
+def _to_their_stages(
+    held: Mapping[int, list[Tensor]],
+    wanted: Mapping[int, tuple[int, ...]],
+    owners: Mapping[int, int],
+    like: tuple[int, tuple[int, int, int], torch.dtype],
+) -> dict[int, list[Tensor]]:
+    """Layer -> its states, on the stages that want them; all ranks of a pipeline take part.
+
+    Args:
+        held: what this rank has recorded.
+        wanted: layer -> stages.
+        owners: layer -> the stage that holds it.
+        like: how many tensors there are of a layer, their shape and type.
+    """
+    here, found = parallel_state.get_pipeline_model_parallel_rank(), dict[int, list[Tensor]]()
+    group = parallel_state.get_pipeline_model_parallel_group()
+    ranks = dist.get_process_group_ranks(group)
+    count, shape, dtype = like
+    operations: list[dist.P2POp] = []
+    for layer, stages in wanted.items():
+        owner = owners[layer]
+        if here == owner:
+            for stage in stages:
+                if stage != owner:
+                    operations += [
+                        dist.P2POp(dist.isend, each.contiguous(), ranks[stage], group)
+                        for each in held[layer]
+                    ]
+        if here in stages:
+            found[layer] = (
+                list(held[layer])
+                if here == owner
+                else [
+                    torch.empty(shape, dtype=dtype, device=compute_device()) for _ in range(count)
+                ]
+            )
+            if here != owner:
+                operations += [
+                    dist.P2POp(dist.irecv, each, ranks[owner], group) for each in found[layer]
+                ]
+    if operations:
+        for request in dist.batch_isend_irecv(operations):
+            request.wait()
+    return found

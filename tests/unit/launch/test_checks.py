@@ -3,10 +3,14 @@
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ekd_nemo.config.architecture import read_architecture
+from ekd_nemo.config.fit import misfit
+from ekd_nemo.config.objective import Objective
 from ekd_nemo.config.resolve import resolve_recipe
 from ekd_nemo.errors import EXIT_USER, ConfigError, EkdError, MissingExtraError
 from ekd_nemo.launch import checks, models
@@ -52,18 +56,72 @@ def test_a_sound_recipe_passes(here: Path) -> None:
             r"data\.build\.sequence_length is 256; accepted: up to 128",
         ),
         ("data.build=null", r"no manifest\.json; expected a folder made by `ekd data build`"),
-        ("method=combined", r"method combined"),
     ],
 )
 def test_refuses(here: Path, override: str, message: str) -> None:
-    extra = [
-        "objective.feature.pairs=[{teacher_layer: 0, student_layer: 0}]",
-        "objective.alpha=null",
-    ]
     with pytest.raises(EkdError, match=message) as caught:
-        check(override, *(extra if "method" in override else []))
+        check(override)
     assert caught.value.exit_code == EXIT_USER
     assert "\n" not in str(caught.value)
+
+
+FEATURE = "method=feature objective={feature: {pairs: [{teacher_layer: 3, student_layer: 1}]}}"
+RELATION = "method=relation objective={relation: {weight_angle: 1.0}}"
+
+
+@pytest.mark.parametrize(
+    ("method", "override", "message"),
+    [
+        (
+            FEATURE,
+            "objective.feature.pairs=[{teacher_layer: 4, student_layer: 1}]",
+            r"objective\.feature\.pairs\.0\.teacher_layer: the teacher has no layer 4; accepted: 0 to 3",
+        ),
+        (
+            FEATURE,
+            "objective.feature.pairs=[{teacher_layer: 3, student_layer: 2}]",
+            r"pairs\.0\.student_layer: the student has no layer 2; accepted: 0 to 1",
+        ),
+        (
+            FEATURE,
+            "objective.feature.pairs=[{teacher_layer: 3, student_layer: 1}, {teacher_layer: 3, student_layer: 1}]",
+            r"pairs\.1: the pair of layers 3 and 1 stands there twice",
+        ),
+        (
+            RELATION,
+            "train.global_batch_size=2",
+            r"train\.global_batch_size: 2 sample\(s\) may hold too few sequences .* angles of the batch: 3 or more",
+        ),
+        (
+            RELATION,
+            "student.parallel={pipeline: 2, virtual_pipeline: 2}",
+            r"virtual_pipeline: 2 chunks on each of 2 stages do not divide the student's 2 layers",
+        ),
+    ],
+)
+def test_refuses_what_does_not_fit_the_pair(
+    here: Path, method: str, override: str, message: str
+) -> None:
+    method, objective = method.split(" ", 1)
+    with pytest.raises(EkdError, match=message) as caught:
+        check(method, objective, override)
+    assert caught.value.exit_code == EXIT_USER
+    assert "\n" not in str(caught.value)
+
+
+def test_unlike_widths_need_a_projector(here: Path) -> None:
+    wide = read_architecture(Path("models/the teacher"))
+    narrow = replace(wide, hidden_size=32, num_layers=2)
+    resolved = resolve_recipe("tiny", FEATURE.split(" ", 1))
+    section = resolved.recipe.objective.feature
+    assert section is not None
+    objective = Objective(feature=section.model_copy(update={"projector": "none"}))
+    recipe = resolved.recipe.model_copy(update={"objective": objective})
+    wrong = misfit(recipe, narrow, wide)
+    assert wrong is not None
+    assert wrong[0] == "objective.feature.projector"
+    assert "accepted: linear" in wrong[1]
+    assert misfit(resolved.recipe, narrow, wide) is None
 
 
 def test_a_meter_that_is_not_there_is_refused(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

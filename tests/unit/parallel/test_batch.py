@@ -12,7 +12,8 @@ SEGMENTS = [[0, 0, 0, 1, 1, -1], [0, 1, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0]]
 def batch() -> Microbatch:
     ids = torch.tensor(SEGMENTS)
     tokens = torch.arange(18).reshape(3, 6)
-    return Microbatch(tokens, tokens + 1, tokens % 2 == 0, torch.zeros_like(ids), ids)
+    hashes = tuple(f"{row:032x}" for row in range(len(ids)))
+    return Microbatch(tokens, tokens + 1, tokens % 2 == 0, torch.zeros_like(ids), ids, hashes)
 
 
 def test_mask_lets_pairs_of_one_segment_see_back(batch: Microbatch) -> None:
