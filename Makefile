@@ -33,7 +33,7 @@ test: env
 	$(BIN)/python -m pytest -m "not gpu and not slurm and not slow"
 
 test-full: env
-	$(BIN)/python -m pytest -m "not gpu and not slurm"
+	EKD_TEST_CASES=$${EKD_TEST_CASES:-10000} $(BIN)/python -m pytest -m "not gpu and not slurm"
 
 lint: env
 	$(BIN)/ruff check .

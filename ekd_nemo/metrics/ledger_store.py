@@ -65,8 +65,9 @@ def read_ledger(path: Path) -> list[LedgerRow]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: not a ledger ({error}); `ekd metrics ledger` rebuilds it"
+            f"{path}: not a ledger ({reason}); `ekd metrics ledger` rebuilds it"
         ) from error
     if (
         not table.schema.equals(_SCHEMA)

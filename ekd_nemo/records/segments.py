@@ -155,6 +155,11 @@ def _filled(table: Any, schema: Any) -> Any:
     return pa.table(columns, schema=schema)
 
 
+def _one_line(error: Exception) -> str:
+    """Arrow's messages may have several lines."""
+    return " ".join(str(error).split())
+
+
 class Segment:
     """A segment opened for reading; groups are read when asked for."""
 
@@ -171,7 +176,7 @@ class Segment:
             version, listed = raw["schema_version"], raw["series"]
             self.series: tuple[SegmentSeries, ...] = tuple(SegmentSeries(**one) for one in listed)
         except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not a segment of samples ({error})") from error
+            raise DataError(f"{path}: not a segment of samples ({_one_line(error)})") from error
         if version != SCHEMA_VERSION or len(self.series) != self._file.num_row_groups:
             raise DataError(f"{path}: a segment of another version, or cut")
 
@@ -184,7 +189,9 @@ class Segment:
         try:
             return self._file.read_row_group(group, columns=list(columns), use_threads=False)
         except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{self.path}: group {group} cannot be read ({error})") from error
+            raise DataError(
+                f"{self.path}: group {group} cannot be read ({_one_line(error)})"
+            ) from error
 
     def rows(self, group: int) -> int:
         """The number of rows of one series."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ekd_nemo.errors import DataError
@@ -18,8 +18,10 @@ from ekd_nemo.records.jsonl import ReadReport, read_lines
 from ekd_nemo.records.lines import CounterLine, DeviceLine, HostLine, MarkLine, PowerLine, StopLine
 from ekd_nemo.records.parse import encode
 from ekd_nemo.records.segments import Segment, pack
+from tests.cases import PATIENCE_S, cases
 from tests.unit.metrics.synthetic import make_run
 
+pytestmark = pytest.mark.timeout(PATIENCE_S)
 WHERE = {"node": "n", "boot_id": "b", "t_mono_ns": 5, "t_wall_ns": 6, "sampler": "s"}
 OF_U = {"uuid": "u", "meter": "m", "source": "measured"}
 GOOD = json.loads(encode(PowerLine(**WHERE, **OF_U, p_avg_mw=7)))
@@ -101,7 +103,7 @@ def lines(draw: st.DrawFn) -> bytes:
     return text
 
 
-@settings(max_examples=400, deadline=None)
+@cases(200)
 @given(st.lists(lines(), max_size=6), st.booleans())
 def test_hostile_files_are_read_alike(tmp_path_factory, found: list[bytes], ended: bool) -> None:
     path = tmp_path_factory.mktemp("f") / "power-n.jsonl"
@@ -161,7 +163,7 @@ TAILS = [_TAIL.replace("R", "0")] * 8 + [
 ]  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@cases(200)
 @given(st.lists(mark_lines(), max_size=8), st.booleans())
 def test_marks_in_their_fixed_form_are_read_as_by_the_typed_reader(
     tmp_path_factory, found: list[bytes], ended: bool

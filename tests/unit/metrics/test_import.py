@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ekd_nemo.cli.app import main
@@ -16,6 +16,7 @@ from ekd_nemo.metrics.imports.earlier_telemetry import read_earlier
 from ekd_nemo.metrics.imports.folders import import_path
 from ekd_nemo.metrics.imports.power_csv import read_power_csv
 from ekd_nemo.metrics.summary import summarise
+from tests.cases import PATIENCE_S, cases
 
 START = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
 
@@ -222,7 +223,8 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.timeout(PATIENCE_S)
+@cases(100)
 @given(
     st.lists(
         st.tuples(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ekd_nemo.records.jsonl import (
@@ -20,11 +20,10 @@ from ekd_nemo.records.jsonl import (
 )
 from ekd_nemo.records.lines import CounterLine, Line, PowerLine, StepMark
 from ekd_nemo.records.parse import BadLineError, decode_object, encode, parse_object
+from tests.cases import PATIENCE_S, cases
 
-CASES = int(os.environ.get("EKD_TEST_CASES", "100"))  # of each property
-SHARED = settings(
-    max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+pytestmark = pytest.mark.timeout(PATIENCE_S)
+SHARED = cases(100)
 INTS = st.integers(0, 2**63 - 1)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 STAMP = {
