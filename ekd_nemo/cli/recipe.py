@@ -1,4 +1,4 @@
-"""`ekd recipe list | show | launch`; what a command needs is imported when it runs, so that help is fast."""
+"""`ekd recipe ...`; what a command needs is imported when it runs, so that help is fast."""
 
 import shlex
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ekd_nemo.cli import cluster as on_cluster
 from ekd_nemo.cli.common import table
 from ekd_nemo.errors import ConfigError, UserError
 
@@ -67,16 +68,29 @@ def launch(
     name: Name,
     overrides: Overrides = None,
     local: Annotated[bool, typer.Option("--local", help="Run on this machine.")] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Submit to this cluster: a cluster file, or its name."),
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="On a cluster: as many runs, seeds counted up; by default the recipe's."
+        ),
+    ] = None,
     nproc: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Ranks to start; by default as many as one copy of the student needs."
+            min=1,
+            help="Ranks to start; by default as one copy of the student needs, on a cluster all.",
         ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be run and written; do nothing.")
     ] = False,
-    runs: Annotated[Path, typer.Option(help="The folder of run directories.")] = Path("runs"),
+    runs: Annotated[
+        Path | None, typer.Option(help="The folder of run directories; runs, or the cluster's.")
+    ] = None,
     run_id: Annotated[
         str | None, typer.Option(help="Take this run id instead of the recipe's own.")
     ] = None,
@@ -85,14 +99,49 @@ def launch(
     ] = False,
 ) -> None:
     """Train, export and evaluate as a recipe says; the same call again goes on where it stopped."""
+    if local and cluster is not None:
+        raise UserError("--local and --cluster exclude each other")
+    if repeats is not None and cluster is None:
+        raise UserError("--repeats goes with --cluster")
+    given = overrides or []
+    if not (local or dry_run) and on_cluster.launch_as_rank(
+        name, given, cluster, nproc=nproc, runs=runs, run_id=run_id
+    ):
+        return
+    if cluster is not None:
+        on_cluster.launch_on_cluster(
+            name,
+            given,
+            cluster,
+            nproc=nproc,
+            repeats=repeats,
+            runs=runs,
+            run_id=run_id,
+            new=new,
+            dry_run=dry_run,
+        )
+        return
     if not (local or dry_run):
-        raise UserError("launch needs --local: launching on a cluster is not supported yet")
+        raise UserError("launch needs --local, or --cluster FILE to submit it to Slurm")
+    _launch_local(name, given, nproc, runs or Path("runs"), run_id, new=new, dry_run=dry_run)
+
+
+def _launch_local(
+    name: str,
+    overrides: list[str],
+    nproc: int | None,
+    runs: Path,
+    run_id: str | None,
+    *,
+    new: bool,
+    dry_run: bool,
+) -> None:
     from ekd_nemo.config.resolve import resolve_recipe
     from ekd_nemo.launch.local import check_local, launch_local, plan_local
     from ekd_nemo.launch.models import is_hub_id, model_paths
 
     plan = plan_local(
-        resolve_recipe(name, overrides or ()), runs=runs, run_id=run_id, new=new, nproc=nproc
+        resolve_recipe(name, overrides), runs=runs, run_id=run_id, new=new, nproc=nproc
     )
     if dry_run:
         typer.echo(plan.describe())
@@ -108,7 +157,7 @@ def launch(
         "recipe",
         "launch",
         name,
-        *(f"--set={text}" for text in overrides or ()),
+        *(f"--set={text}" for text in overrides),
         "--local",
     ]
     words += ["--nproc", str(nproc)] if nproc else []
@@ -116,3 +165,8 @@ def launch(
     code = launch_local(plan, typer.echo, resume=shlex.join(words))
     if code:
         raise typer.Exit(code)
+
+
+app.command()(on_cluster.status)
+app.command()(on_cluster.cancel)
+app.command()(on_cluster.resume)

@@ -106,19 +106,21 @@ def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None)
 
 
 def world_size_of(recipe: Recipe, nproc: int | None) -> int:
-    """Ranks to start.
+    """Ranks to start: those of the student's copies, and a split teacher's own.
 
     Raises: LayoutError unless they hold whole copies of the student, and the batches divide among the copies.
     """
     parallel, train = recipe.student.parallel, recipe.train
-    copy = parallel.tensor * parallel.pipeline
-    ranks = copy if nproc is None else nproc
-    if ranks % copy:
+    copy, apart = parallel.tensor * parallel.pipeline, teacher_ranks(recipe)
+    ranks = copy + apart if nproc is None else nproc
+    if (ranks - apart) % copy or ranks <= apart:
+        beside = f" beside the teacher's {apart}" if apart else ""
         raise LayoutError(
             f"--nproc {ranks}: one copy of the student takes tensor {parallel.tensor} x pipeline {parallel.pipeline} "
-            f"= {copy} ranks; accepted: multiples of {copy}"
+            f"= {copy} ranks{beside}; accepted: "
+            + (f"{apart} and a multiple of {copy}" if apart else f"multiples of {copy}")
         )
-    copies = ranks // copy
+    copies = (ranks - apart) // copy
     if train.global_batch_size % (train.micro_batch_size * copies):
         raise LayoutError(
             f"--nproc {ranks}: {copies} copies of the student with train.micro_batch_size "
@@ -131,6 +133,12 @@ def world_size_of(recipe: Recipe, nproc: int | None) -> int:
             f"copies of the student; accepted: {train.micro_batch_size * copies} or more"
         )
     return ranks
+
+
+def teacher_ranks(recipe: Recipe) -> int:
+    """Ranks that a split teacher has for itself; 0 for every other placement."""
+    split = None if recipe.teacher is None else recipe.teacher.split
+    return 0 if split is None else split.ranks
 
 
 def _refuse_control_characters(texts: Mapping[str, str]) -> None:

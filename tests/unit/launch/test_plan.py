@@ -95,3 +95,20 @@ def test_describe_names_every_command_and_file(tiny: ResolvedRecipe) -> None:
     assert "runs/x/run.json" in text
     assert "-m ekd_nemo.telemetry.sampler --run " in text
     assert not Path("runs").exists()
+
+
+SPLIT = ["teacher.placement=split", "teacher.split.ranks=2", "student.parallel.tensor=2"]
+
+
+@pytest.mark.parametrize(("nproc", "ranks"), [(None, 4), (4, 4), (6, 6)])
+def test_a_split_teachers_ranks_are_counted_in(here: Path, nproc: int | None, ranks: int) -> None:
+    resolved = resolve_recipe("tiny", SPLIT)
+    assert plan_launch(resolved, RunDir(Path("runs/x")), nproc).world_size == ranks
+
+
+@pytest.mark.parametrize("nproc", [2, 3, 5])
+def test_ranks_that_leave_no_whole_student_beside_a_split_teacher(here: Path, nproc: int) -> None:
+    with pytest.raises(
+        LayoutError, match="beside the teacher's 2; accepted: 2 and a multiple of 2"
+    ):
+        plan_launch(resolve_recipe("tiny", SPLIT), RunDir(Path("runs/x")), nproc)

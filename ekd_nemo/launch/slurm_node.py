@@ -1,0 +1,222 @@
+"""The step beside the ranks, one task a node: meters the node, and ends the job when a rank hangs.
+
+`srun --overlap --ntasks-per-node=1 python -m ekd_nemo.launch.slurm_node --run DIR --silent-s S`. Its first task
+counts the attempt in run.json, waits until every node samples, and says so to the ranks (`slurm_ready`). Being a step
+of its own it outlives the ranks, so that their last joules are measured; it ends when it is told to (SIGTERM).
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from ekd_nemo.config.recipe import Recipe
+from ekd_nemo.config.resolve import read_resolved
+from ekd_nemo.errors import EXIT_OK, EkdError, RunError
+from ekd_nemo.launch.sampling import sampler_of
+from ekd_nemo.launch.silence import SilenceWatch, Silent, process_state, silent_ranks, verdict
+from ekd_nemo.launch.slurm_env import Task, read_task
+from ekd_nemo.launch.slurm_rank import rank_file
+from ekd_nemo.launch.slurm_ready import (
+    hung_file,
+    node_file,
+    ready_file,
+    wait_for,
+    write_ready,
+)
+from ekd_nemo.launch.slurm_run import begin, note_if_trained
+from ekd_nemo.launch.slurm_text import EXIT_HUNG, LOGS
+from ekd_nemo.records.atomic import write_text
+from ekd_nemo.records.clock import node_name
+from ekd_nemo.records.identity import DeviceIdentity, set_devices
+from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.telemetry.process import Sampler
+
+LOOK_S: Final = 2.0
+ANSWER_S: Final = 10.0  # for the other nodes to say how their processes are
+
+
+class NodeStep:
+    """What one task of the step does.
+
+    Args:
+        run: the run directory.
+        recipe: of the run.
+        task: this task; one a node.
+        ranks: training ranks on all nodes.
+        silent_s: how long nothing may happen before the job is ended.
+    """
+
+    def __init__(
+        self, run: RunDir, recipe: Recipe, task: Task, ranks: int, silent_s: float
+    ) -> None:
+        """Nothing is started yet; SIGTERM ends it, SIGUSR1 (the time limit's, meant for the ranks) does nothing.
+
+        An ignored signal stays ignored in the sampler's process.
+        """
+        self._run, self._recipe, self._task = run, recipe, task
+        self._ranks, self._silent_s = ranks, silent_s
+        self._ended = threading.Event()
+        self._child: subprocess.Popen[bytes] | None = None
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._ended.set()
+
+    def __call__(self, start: Callable[[], subprocess.Popen[bytes]] | None = None) -> int:
+        """Sample until told to end; EXIT_HUNG, with the rank named, when the run has hung.
+
+        Args:
+            start: starts the rank that this process watches over, where there is no step beside the ranks; the rank's
+                end is then the end, and its exit code the result.
+        """
+        leads = self._task.node_index == 0
+        number = begin(self._run, self._recipe, self._ranks) if leads else 0
+        with sampler_of(self._run, self._recipe.energy) as sampler:
+            self._tell_devices(sampler)
+            ready = ready_file(self._run, self._task.attempt)
+            if leads:
+                self._gather(number, ready)
+            wait_for(ready, "the first node's word that all nodes sample")
+            self._child = start() if start else None
+            code = self._lead(number) if leads else self._follow()
+        if leads:
+            note_if_trained(self._run, self._recipe, number)
+        self._clear(leads)
+        return code
+
+    def _tell_devices(self, sampler: Sampler) -> None:
+        devices = [device.model_dump() for device in sampler.identities()]
+        body = {"uuids": sampler.uuids(), "devices": devices}
+        write_text(self._node_file(node_name()), json.dumps(body) + "\n")
+
+    def _node_file(self, node: str) -> Path:
+        return node_file(self._run, self._task.attempt, node)
+
+    def _gather(self, number: int, ready: Path) -> None:
+        """Wait for all nodes' devices, note them in run.json, and let the ranks begin."""
+        uuids: dict[str, list[str]] = {}
+        devices: list[DeviceIdentity] = []
+        for node in self._task.nodes:
+            path = self._node_file(node)
+            wait_for(path, f"the sampler of {node}")
+            body = json.loads(path.read_text())
+            uuids[node] = body["uuids"]
+            devices += [DeviceIdentity.model_validate(each) for each in body["devices"]]
+        set_devices(self._run, devices)
+        write_ready(ready, number, self._task.step, uuids)
+
+    def _lead(self, number: int) -> int:
+        """Watch the marks of all ranks."""
+        watch = SilenceWatch(self._run, self._ranks, self._silent_s)
+        while self._goes_on():
+            if watch.is_silent():
+                line = verdict(self._culprits(number), watch.silence_s())
+                write_text(hung_file(self._run, self._task.attempt), f"error: {line}\n")
+                sys.stderr.write(f"error: {line}\n")
+                if self._child is not None:
+                    self._child.kill()
+                    self._child.wait()
+                return EXIT_HUNG
+        return self._result()
+
+    def _goes_on(self) -> bool:
+        """Wait for the next look; False once this step was told to end, or its rank has ended.
+
+        A rank that was told to end as well saves first, and is waited for.
+        """
+        if self._child is None:
+            return not self._ended.wait(LOOK_S)
+        try:
+            self._child.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
+
+    def _result(self) -> int:
+        if self._child is None:
+            return EXIT_OK
+        code = self._child.returncode
+        return code if code >= 0 else 128 - code
+
+    def _culprits(self, number: int) -> list[Silent]:
+        """Ask all nodes for the states of their processes, then sort the ranks."""
+        write_text(self._ask_file(), "\n")
+        self._answer()
+        states: dict[int, str] = {}
+        for node in self._task.nodes:
+            path = self._answer_file(node)
+            try:
+                wait_for(path, f"an answer of {node}", ANSWER_S)
+            except RunError:
+                continue  # a node that does not answer: its ranks stay unknown
+            states |= {int(rank): state for rank, state in json.loads(path.read_text()).items()}
+        local = self._ranks // len(self._task.nodes)
+        nodes = {rank: self._task.nodes[rank // local] for rank in range(self._ranks)}
+        return silent_ranks(self._run, nodes, states, number)
+
+    def _follow(self) -> int:
+        """Wait for the end; answer when the first node asks how the processes are."""
+        while self._goes_on():
+            if self._ask_file().is_file() and not self._answer_file(node_name()).is_file():
+                self._answer()
+        return self._result()
+
+    def _answer(self) -> None:
+        states: dict[str, str] = {}
+        local = self._ranks // len(self._task.nodes)
+        first = self._task.node_index * local
+        for rank in range(first, first + local):
+            path = rank_file(self._run, self._task.attempt, rank)
+            state = "not started"
+            if path.is_file():
+                state = process_state(int(json.loads(path.read_text())["pid"]))
+            states[str(rank)] = state
+        write_text(self._answer_file(node_name()), json.dumps(states) + "\n")
+
+    def _ask_file(self) -> Path:
+        return self._run.path / LOGS / f"ask-{self._task.attempt}"
+
+    def _answer_file(self, node: str) -> Path:
+        return self._run.path / LOGS / f"answer-{self._task.attempt}-{node}"
+
+    def _clear(self, leads: bool) -> None:
+        """Remove what only the attempt itself needed."""
+        patterns = [
+            f"node-{self._task.attempt}-{node_name()}",
+            f"answer-{self._task.attempt}-{node_name()}",
+        ]
+        if leads:
+            patterns += [f"rank-{self._task.attempt}-*", f"ask-{self._task.attempt}"]
+        for each in patterns:
+            for path in (self._run.path / LOGS).glob(each):
+                path.unlink(missing_ok=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Sample and watch; one line on stderr and an exit code when that fails."""
+    parser = argparse.ArgumentParser(prog="ekd-slurm-node", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="the run directory")
+    parser.add_argument("--ranks", type=int, required=True, help="training ranks on all nodes")
+    parser.add_argument("--silent-s", type=float, required=True, help="how long nothing may happen")
+    arguments = parser.parse_args(argv)
+    run = RunDir(arguments.run)
+    try:
+        recipe = read_resolved(run.recipe_yaml)
+        task = read_task(os.environ)
+        return NodeStep(run, recipe, task, arguments.ranks, arguments.silent_s)()
+    except EkdError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
