@@ -74,13 +74,13 @@ class Page:
             raise AssertionError(f"{script}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def screenshot(self, clip: dict[str, float] | None = None) -> bytes:
-        """The whole page, or a part of it, as PNG."""
+    def screenshot(self, clip: dict[str, float] | None = None, scale: float = 1.0) -> bytes:
+        """The whole page, or a part of it, as PNG; `scale` below 1 makes it smaller."""
         more: dict[str, Any] = {"captureBeyondViewport": True}
         if clip is None:
             size = self._call("Page.getLayoutMetrics")["cssContentSize"]
             clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"]}
-        more["clip"] = {**clip, "scale": 1}
+        more["clip"] = {**clip, "scale": scale}
         return base64.b64decode(self._call("Page.captureScreenshot", format="png", **more)["data"])
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:

@@ -23,12 +23,14 @@ class Profile:
         power_w: [B] mean power of all accelerators together; NaN where a device has no sample.
         devices_w: [B] mean power by device (UUID).
         phases: stretches of the first rank as start, end and name, in s.
+        end_s: when the run ends, inside the last bin.
     """
 
     edges_s: Floats
     power_w: Floats
     devices_w: dict[str, Floats]
     phases: tuple[tuple[float, float, str], ...]
+    end_s: float
 
     @property
     def middles_s(self) -> Floats:
@@ -38,12 +40,13 @@ class Profile:
     @property
     def energy_so_far_j(self) -> Floats:
         """[B+1] energy since the run began, at the bins' edges; level where nothing is known."""
-        steps = np.where(np.isnan(self.power_w), 0.0, self.power_w) * np.diff(self.edges_s)
+        widths_s = np.diff(np.minimum(self.edges_s, self.end_s))
+        steps = np.where(np.isnan(self.power_w), 0.0, self.power_w) * widths_s
         return np.append(0.0, np.cumsum(steps))
 
     def phase_shares(self, bins: int) -> dict[str, Floats]:
         """[bins] share of the time that each phase has in even stretches of the run; idle is the rest."""
-        edges = np.linspace(0.0, float(self.edges_s[-1]), bins + 1)
+        edges = np.linspace(0.0, self.end_s, bins + 1)
         shares = {phase: np.zeros(bins) for phase in PHASES}
         for start, end, phase in self.phases:
             inside = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
@@ -71,7 +74,11 @@ def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | 
     if not devices:
         return None
     return Profile(
-        edges_s, np.sum(list(devices.values()), axis=0), devices, _phases(ledger, starts)
+        edges_s,
+        np.sum(list(devices.values()), axis=0),
+        devices,
+        _phases(ledger, starts),
+        ledger.duration_s,
     )
 
 

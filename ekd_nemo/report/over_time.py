@@ -68,7 +68,7 @@ def _phase_strip(axes: Any, content: Content, method: MethodSummary) -> set[str]
     profile = content.of_method(method)[0]
     unit = style.time_scale(content.longest_s).of_si
     shares = profile.phase_shares(_STRIP_BINS)
-    edges = np.linspace(0.0, float(profile.edges_s[-1]) / unit, _STRIP_BINS + 1)
+    edges = np.linspace(0.0, profile.end_s / unit, _STRIP_BINS + 1)
     bottom = np.zeros(_STRIP_BINS)
     for phase, share in shares.items():
         axes.stairs(
@@ -109,7 +109,7 @@ def power_by_device(content: Content) -> Figure | Absent:
         axes.set_title(run)
         axes.set_ylabel("power [W]")
         _device_lines(axes, profile.middles_s / unit, profile.devices_w)
-        axes.set_ylim(bottom=0)
+    style.from_zero(max(every, key=lambda axes: axes.dataLim.y1))
     names = {tuple(axes.get_legend_handles_labels()[1]) for axes in every}
     if len(names) == 1:
         style.legend_above(figure, every[0])
@@ -206,8 +206,8 @@ def _bands(
             if limits != (None, None):
                 low, high = (np.clip(edge, *limits) for edge in (low, high))
             axes.fill_between(at, low, high, color=colour, alpha=0.25, lw=0)
-    low_end, top = limits
-    axes.set_ylim(low_end, None if top is None else 1.03 * top)
+    if limits[0] == 0.0:
+        style.from_zero(axes, limits[1])
 
 
 def _time_axis(axes: Any, content: Content) -> None:

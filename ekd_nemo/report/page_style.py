@@ -24,8 +24,8 @@ p.absent{{border:1px dashed {_MUTED};border-radius:6px;padding:.8rem 1rem}}
 .scroll{{overflow-x:auto}}
 figure{{margin:0;max-width:58rem}}
 figure svg{{display:block;width:100%;min-width:38rem;height:auto}}
-table{{border-collapse:collapse;font-size:.8rem;font-variant-numeric:tabular-nums}}
-th,td{{padding:.28rem .45rem;text-align:right;vertical-align:top;white-space:pre;font-weight:400}}
+table{{border-collapse:collapse;font-size:.78rem;font-variant-numeric:tabular-nums}}
+th,td{{padding:.28rem .42rem;text-align:right;vertical-align:top;white-space:pre;font-weight:400}}
 thead th{{font-weight:600;border-bottom:2px solid {_MUTED};vertical-align:bottom}}
 th:first-child,td:first-child{{text-align:left;padding-left:0}}
 tbody tr{{border-bottom:1px solid {_GRID}}}
@@ -39,7 +39,7 @@ nav ul ul{{padding-left:.9rem}}
 nav{{font-size:.82rem}}nav a{{text-decoration:none;display:inline-block;padding:.1rem 0}}
 nav a:hover{{text-decoration:underline}}
 @media (min-width:70rem){{
-body{{display:grid;grid-template-columns:12.5rem minmax(0,1fr);gap:1.6rem}}
+body{{display:grid;grid-template-columns:12rem minmax(0,1fr);gap:1.4rem}}
 nav{{position:sticky;top:1rem;align-self:start;max-height:calc(100vh - 2rem);overflow-y:auto}}
 nav{{border-right:1px solid {_GRID}}}
 }}

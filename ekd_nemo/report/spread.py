@@ -36,7 +36,7 @@ def power_against_utilisation(content: Content) -> Figure | Absent:
         axes.plot(chosen[:, 0], chosen[:, 1], "o", ms=2.6, mew=0, alpha=0.45, color=colours[name])
         axes.set_title(name)
         axes.set_xlim(-3, 103)
-        axes.set_ylim(bottom=0)
+    style.from_zero(max(every[: len(found)], key=lambda axes: axes.dataLim.y1))
     for axes in every[len(found) :]:
         axes.set_visible(False)
     figure.supxlabel("utilisation [%]", fontsize=style.LARGE)

@@ -135,6 +135,12 @@ def legend_below(figure: Figure, axes: Any, columns: int = 6) -> None:
     _legend(figure, axes, "outside lower left", columns)
 
 
+def from_zero(axes: Any, top: float | None = None) -> None:
+    """A vertical axis from 0 to a little above `top`, or above all that is drawn."""
+    highest = axes.dataLim.y1 if top is None else top
+    axes.set_ylim(0, 1.05 * highest if highest > 0 else 1)
+
+
 def _legend(figure: Figure, axes: Any, place: Any, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
