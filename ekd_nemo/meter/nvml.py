@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Final, Literal, TypeVar
 
+from ekd_nemo.errors import UserError
+from ekd_nemo.meter.cuda_order import visible_to_cuda
 from ekd_nemo.meter.protocol import (
     CounterReading,
     Device,
@@ -72,10 +74,11 @@ class NvmlMeter:
     """All GPUs that this process may use, or those of `uuids`.
 
     Args:
-        uuids: GPU UUIDs to read; None: those in CUDA_VISIBLE_DEVICES if it holds UUIDs, or numbers
-            that CUDA_DEVICE_ORDER makes NVML's, else all that the driver shows.
+        uuids: GPU UUIDs to read; None: those in CUDA_VISIBLE_DEVICES (numbers are NVML's where CUDA_DEVICE_ORDER says
+            so, else the CUDA driver is asked which GPUs they are), or all that the driver shows if it is unset.
         driver: the pynvml module; None imports it.
-    Raises: MeterUnavailableError without driver, library or GPU, or for a UUID that is not there.
+    Raises: MeterUnavailableError without driver, library or GPU, or for a UUID that is not there; UserError where
+        numbers cannot be told apart, so that no other run's GPUs are measured.
     """
 
     name: str = "nvml"
@@ -96,6 +99,9 @@ class NvmlMeter:
         except (self._nvml.NVMLError, _LostError) as error:
             self._nvml.nvmlShutdown()
             raise MeterUnavailableError(f"nvml: {error}") from None
+        except UserError:
+            self._nvml.nvmlShutdown()
+            raise
         if not self._gpus:
             self._nvml.nvmlShutdown()
             raise MeterUnavailableError("nvml: no GPU that this process may use")
@@ -128,15 +134,37 @@ class NvmlMeter:
 
     def _find(self, uuids: Sequence[str] | None) -> list[_Gpu]:
         nvml = self._nvml
-        if uuids is None:
-            indices = visible_indices()
-            if indices is None:
-                indices = list(range(nvml.nvmlDeviceGetCount()))
-            handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
-        else:
-            handles = [self._board(uuid) for uuid in uuids]
+        handles = self._visible() if uuids is None else [self._board(uuid) for uuid in uuids]
         found = {_text(nvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
         return [_Gpu(uuid, handle) for uuid, handle in found.items()]
+
+    def _visible(self) -> list[Any]:
+        """Handles of the GPUs in CUDA_VISIBLE_DEVICES, which holds numbers, or of all if it is unset."""
+        nvml = self._nvml
+        count = nvml.nvmlDeviceGetCount()
+        indices = visible_indices()
+        if indices is None or set(indices) == set(range(count)):
+            indices = list(range(count))
+        elif os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+            return self._as_cuda_counts()
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+
+    def _as_cuda_counts(self) -> list[Any]:
+        uuids = visible_to_cuda()
+        if uuids is None:
+            given = os.environ["CUDA_VISIBLE_DEVICES"]
+            raise UserError(
+                f"nvml: CUDA_VISIBLE_DEVICES={given} counts as CUDA does, which NVML does not know, and the CUDA "
+                "driver cannot be asked; set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name GPUs by UUID"
+            )
+        return [self._named(uuid) for uuid in uuids]
+
+    def _named(self, uuid: str) -> Any:
+        """Handle of the board with this bare UUID, or that holds the MIG instance of that UUID."""
+        try:
+            return self._nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+        except self._nvml.NVMLError:
+            return self._board(f"MIG-{uuid}")
 
     def _board(self, uuid: str) -> Any:
         """Handle of the board with this UUID, or that holds this MIG instance."""
@@ -353,14 +381,11 @@ def visible_uuids() -> list[str] | None:
 
 
 def visible_indices() -> list[int] | None:
-    """NVML's numbers of the GPUs in CUDA_VISIBLE_DEVICES, where CUDA counts as NVML does.
+    """The numbers in CUDA_VISIBLE_DEVICES; they are NVML's only where CUDA_DEVICE_ORDER is PCI_BUS_ID.
 
-    Returns: None unless CUDA_DEVICE_ORDER is PCI_BUS_ID, NVML's own order; by default CUDA puts the
-        fastest first, and its numbers say nothing here.
+    Returns: None if it is unset or holds anything else.
     """
     entries = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-        return None
     return [int(e) for e in entries] if all(e.strip().isdecimal() for e in entries) else None
 
 

@@ -1,11 +1,14 @@
 """The NVML meter against simulated boards."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from ekd_nemo.errors import UserError
+from ekd_nemo.meter import cuda_order, nvml
 from ekd_nemo.meter.nvml import NvmlMeter
 from ekd_nemo.meter.protocol import (
     CounterReading,
@@ -180,8 +183,15 @@ def test_gpus_are_chosen_by_uuid(clock: VirtualClock, monkeypatch: pytest.Monkey
     assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-a", "GPU-b", "GPU-c"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-c,GPU-a")
     assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-c", "GPU-a"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")  # CUDA's numbers are not NVML's
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0,1")  # all of them, in whatever order
     assert len(open_meter(*boards).devices) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")  # CUDA's numbers are not NVML's
+    monkeypatch.setattr(nvml, "visible_to_cuda", lambda: ["b", "c"])
+    assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-b", "GPU-c"]
+    monkeypatch.setattr(nvml, "visible_to_cuda", lambda: None)
+    with pytest.raises(UserError, match="CUDA_DEVICE_ORDER=PCI_BUS_ID") as refused:
+        open_meter(*boards)
+    assert not isinstance(refused.value, MeterUnavailableError)  # or `auto` would pass over it
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # now they are
     assert [d.uuid for d in open_meter(*boards).devices] == ["GPU-c", "GPU-a"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
@@ -202,3 +212,48 @@ def test_no_gpu_and_no_library_say_so(clock: VirtualClock, monkeypatch: pytest.M
     monkeypatch.delenv("SIMULATED_NVML", raising=False)
     with pytest.raises(MeterUnavailableError, match="Library Not Found"):
         NvmlMeter(driver=simulated)
+
+
+class CudaDriver:
+    """libcuda with two devices, its calls as ctypes makes them."""
+
+    UUIDS = (bytes(range(16)), bytes(range(16, 32)))
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken = broken
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        if not name.startswith("cu") or name == "cuDeviceGetUuid_v2":
+            raise AttributeError(name)
+        return lambda *arguments: (
+            3 if name == self.broken else getattr(self, f"_{name}")(*arguments)
+        )
+
+    def _cuInit(self, flags: int) -> int:  # noqa: N802
+        return flags
+
+    def _cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = 2
+        return 0
+
+    def _cuDeviceGet(self, device: Any, ordinal: int) -> int:  # noqa: N802
+        device._obj.value = ordinal
+        return 0
+
+    def _cuDeviceGetUuid(self, raw: Any, device: Any) -> int:  # noqa: N802
+        raw._obj[:] = self.UUIDS[device.value]
+        return 0
+
+
+def test_the_cuda_driver_tells_its_order_by_uuid() -> None:
+    assert cuda_order.uuids_of(CudaDriver()) == [
+        "00010203-0405-0607-0809-0a0b0c0d0e0f",
+        "10111213-1415-1617-1819-1a1b1c1d1e1f",
+    ]
+    with pytest.raises(cuda_order.CudaDriverError, match="cuDeviceGetUuid: error 3"):
+        cuda_order.uuids_of(CudaDriver("cuDeviceGetUuid"))
+
+
+def test_without_a_cuda_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_order, "LIBRARY", "libno-such-library.so")
+    assert cuda_order.main() == 1
