@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from ekd_nemo.config.base import PositiveFloat, PositiveInt, Strict
+from ekd_nemo.config.base import Count, PositiveFloat, PositiveInt, Strict
 from ekd_nemo.config.loader import KeyPath, load_document
 from ekd_nemo.config.validation import validate
 from ekd_nemo.errors import ConfigError
@@ -53,6 +53,9 @@ class Slurm(Strict):
         mpi: srun's `--mpi`; None leaves srun's default. Some sites have no pmix.
         gres: name of the GPUs in `--gres`, as `gpu` or `gpu:h100`; None asks for none, where whole nodes are given.
         requeue: whether Slurm may start a job again after a node's failure or a preemption.
+        max_restarts: how often one job may be started again; then it fails and `ekd recipe resume` goes on.
+        heartbeat_s: how long a run may write no mark before its job is ended and the rank named; longer than loading
+            the models, a checkpoint or a validation takes.
         options: further options of sbatch by their long names; `true` for one without value.
     """
 
@@ -64,6 +67,8 @@ class Slurm(Strict):
     mpi: Word | None = None
     gres: Word | None = "gpu"
     requeue: bool = True
+    max_restarts: Count = 50
+    heartbeat_s: PositiveInt = 1800
     options: dict[str, OptionValue] = Field(default_factory=dict[str, OptionValue])
 
     @model_validator(mode="after")
@@ -173,6 +178,7 @@ class Cluster(Strict):
         environment: variables that are set for the ranks; no secrets.
         secrets: names of variables that are passed on from the launcher's environment and written nowhere.
         runs: the folder of run directories; on a file system that all nodes share.
+        shared: it is, although its file system is of a kind that one machine has for itself (ext4, xfs, ...).
         scratch: a folder on each node's own disk, for what may be lost.
         node_local: where nothing is shared; run directories below are refused, below `scratch` as well.
     """
@@ -187,6 +193,7 @@ class Cluster(Strict):
     environment: dict[VariableName, str] = Field(default_factory=dict[str, str])
     secrets: tuple[VariableName, ...] = ()
     runs: Annotated[str, Field(min_length=1)] = "runs"
+    shared: bool = False
     scratch: str | None = None
     node_local: tuple[str, ...] = ("/tmp", "/var/tmp", "/dev/shm")
     power: Power = Power()
