@@ -1,0 +1,101 @@
+"""A frozen teacher in a layout of its own, on plain Megatron-Core: built and filled; no NeMo."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from ekd_nemo.backend.cpu import transformer_overrides
+from ekd_nemo.backend.device import compute_device
+from ekd_nemo.backend.layers import decoder_block_spec
+from ekd_nemo.config.architecture import Architecture, padded_vocab
+from ekd_nemo.config.recipe import Precision
+from ekd_nemo.models.weights import TensorSource, load_weights, model_kwargs, transformer_kwargs
+from ekd_nemo.models.weights.parts import Rank, VocabRows
+from ekd_nemo.models.weights.source import HEAD
+from ekd_nemo.parallel.frozen_stage import FrozenStage
+from ekd_nemo.parallel.hidden import HiddenStateGPT
+from ekd_nemo.parallel.teacher_groups import teacher_groups
+from ekd_nemo.teacher.layout import Layout, Place
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,  # the weights' type; the products are made in 8 bits
+}
+
+
+def frozen_stage(
+    source: TensorSource,
+    layout: Layout,
+    precision: Precision,
+    seq_length: int,
+    *,
+    offload: bool = False,
+) -> FrozenStage:
+    """This rank's part of a teacher whose layout covers all ranks of the default group.
+
+    All ranks call this together.
+
+    Args:
+        source: the teacher's weights.
+        layout: the teacher's.
+        precision: of weights and activations; fp8 needs Transformer Engine.
+        seq_length: tokens of a sample.
+        offload: keep the weights in host memory between passes.
+
+    Raises: CheckpointError or LayoutError if the weights do not fit.
+    """
+    groups = teacher_groups(layout)
+    place = layout.place(dist.get_rank())
+    arch = source.architecture
+    config = frozen_config(arch, layout, precision)
+    model = HiddenStateGPT(
+        config,
+        transformer_layer_spec=decoder_block_spec(config, pp_rank=place.pipeline),
+        vocab_size=padded_vocab(arch.vocab_size, layout.tensor),
+        max_sequence_length=seq_length,
+        pre_process=place.pipeline == 0,
+        post_process=place.pipeline == layout.pipeline - 1,
+        pg_collection=groups,
+        **model_kwargs(arch),
+    )
+    # The student multiplies with rows of the head in its own layout: these would only take room.
+    module: Any = model
+    if hasattr(module, "output_layer"):
+        del module.output_layer
+    model.to(compute_device())
+    load_weights([model], source, place.tensor, layout.tensor)
+    return FrozenStage(model, layout, place, offload=offload)
+
+
+def frozen_config(arch: Architecture, layout: Layout, precision: Precision) -> TransformerConfig:
+    """Megatron's configuration of a teacher.
+
+    In fp8 with current (per tensor) scaling: delayed scaling takes its maxima over Megatron's global
+    groups, which are the student's.
+    """
+    dtype = DTYPES[precision]
+    settings = transformer_kwargs(arch) | transformer_overrides()
+    if precision == "fp8":
+        settings |= {"fp8": "hybrid", "fp8_recipe": "tensorwise"}
+    return TransformerConfig(
+        **settings,
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        sequence_parallel=layout.sequence_parallel,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        perform_initialization=False,
+    )
+
+
+def head_rows(source: TensorSource, student: Layout, place: Place, precision: Precision) -> Tensor:
+    """[V_local, H_t]: the teacher's head cut as the student's vocabulary is, from the source."""
+    rows = padded_vocab(source.architecture.vocab_size, student.tensor) // student.tensor
+    rank = Rank(place.tensor, student.tensor)
+    found = VocabRows(HEAD).read_padded(source, rank, rows)
+    return found.to(compute_device(), DTYPES[precision])
