@@ -4,16 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ekd_nemo.config.recipe import Train
 from ekd_nemo.data.order import rank_microbatches, samples_at
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.errors import DataError
-from ekd_nemo.parallel.batch import TENSORS
+from ekd_nemo.models.stacking import stack
 
 StepItem = list[dict[str, Any]]
 
@@ -42,15 +40,6 @@ class StepBatches(Dataset[StepItem]):
         batch = samples_at(len(self._samples), self._seed, step * size, size)
         share = rank_microbatches(batch, self._dp_rank, self._dp_size, self._train.micro_batch_size)
         return [stack(self._samples, indices) for indices in share.tolist()]
-
-
-def stack(samples: PackedDataset, indices: list[int]) -> dict[str, Any]:
-    """The samples of `indices` as one microbatch: tensors [B, S], and the samples' hashes."""
-    rows = [samples[index] for index in indices]
-    tensors: dict[str, Tensor] = {
-        name: torch.stack([row[name] for row in rows]) for name in TENSORS
-    }
-    return tensors | {"sample_hashes": [row["sample_hash"] for row in rows]}
 
 
 class _FromStep(Sampler[int]):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ekd_nemo.config.recipe import Train
 from ekd_nemo.data.packed import PackedDataset
-from ekd_nemo.models.datamodule import stack
 from ekd_nemo.models.distill import DistillModel
+from ekd_nemo.models.stacking import stack
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.normalise import sum_from_last_stage
 from ekd_nemo.parallel.schedule import forward_hidden
