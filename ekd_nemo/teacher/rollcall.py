@@ -104,21 +104,35 @@ class RollCall:
 
 
 class Presence:
-    """Any other rank: answers the roll, and hears of losses.
+    """Any other rank: answers the roll, and hears of losses and of the student's end.
 
     Attributes:
         ended: set when the student is done.
     """
 
     def __init__(
-        self, host: str, port: int, token: str, name: str, lost: Lost = end_process
+        self,
+        host: str,
+        port: int,
+        token: str,
+        name: str,
+        lost: Lost = end_process,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         """Connect as `name`.
+
+        Args:
+            host: of the roll call.
+            port: of the roll call.
+            token: of the roll call.
+            name: by which others hear of this rank.
+            lost: called with the reason when a rank is lost.
+            on_end: called when the student is done; in a thread of its own, as `lost` is.
 
         Raises: RunError if nobody answers.
         """
         self.ended = threading.Event()
-        self._lost, self._left = lost, False
+        self._lost, self._on_end, self._left = lost, on_end, False
         try:
             self._connection = socket.create_connection((host, port), timeout=CONNECT_LIMIT_S)
         except OSError as error:
@@ -146,6 +160,8 @@ class Presence:
         with self._connection.makefile("r", encoding="utf-8", errors="replace") as lines:
             while (said := _line(lines)) == "end":
                 self.ended.set()
+                if self._on_end is not None and not self._left:
+                    self._on_end()
         if self._left or (self.ended.is_set() and not said):
             return
         self._lost(said.removeprefix("lost ") if said else _reason("the student's rank 0", None))

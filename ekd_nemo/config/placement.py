@@ -1,0 +1,74 @@
+"""On which ranks the teacher and the student stand, and whether they fit there."""
+
+from ekd_nemo.config.architecture import Architecture, check_layout
+from ekd_nemo.config.recipe import Parallel, Recipe
+from ekd_nemo.errors import LayoutError
+
+
+def teacher_parallel(recipe: Recipe) -> Parallel | None:
+    """The teacher's own layout, or the student's without interleaving; None if no rank holds it."""
+    teacher = recipe.teacher
+    if teacher is None or teacher.placement == "cached":
+        return None
+    if teacher.parallel is not None:
+        return teacher.parallel
+    return recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
+
+
+def teacher_ranks(recipe: Recipe) -> int:
+    """Ranks that are the teacher's alone."""
+    teacher = recipe.teacher
+    return teacher.split.ranks if teacher is not None and teacher.split is not None else 0
+
+
+def student_ranks(recipe: Recipe, world: int) -> int:
+    """Those of all ranks that are the student's: the first ones.
+
+    Raises: LayoutError, in one line, if the ranks do not hold whole copies of student and teacher.
+    """
+    alone = teacher_ranks(recipe)
+    ranks, parallel = world - alone, recipe.student.parallel
+    copy = parallel.tensor * parallel.pipeline
+    if ranks < 1 or ranks % copy:
+        less = f" less the teacher's {alone}" if alone else ""
+        raise LayoutError(
+            f"{world} ranks{less} cannot hold copies of tensor {parallel.tensor} x pipeline "
+            f"{parallel.pipeline}; accepted: a multiple of {copy}"
+            + (f", and {alone} for the teacher" if alone else "")
+        )
+    _check_teacher_ranks(recipe, alone or ranks)
+    return ranks
+
+
+def _check_teacher_ranks(recipe: Recipe, ranks: int) -> None:
+    parallel = teacher_parallel(recipe)
+    if parallel is None:
+        return
+    if parallel.virtual_pipeline is not None:
+        raise LayoutError(
+            "teacher.parallel.virtual_pipeline is set; a teacher only runs forward, which "
+            "interleaving does not speed up: accepted is none"
+        )
+    copy = parallel.tensor * parallel.pipeline
+    if ranks % copy:
+        key = "teacher.split.ranks" if teacher_ranks(recipe) else "the student's ranks"
+        raise LayoutError(
+            f"teacher.parallel: {ranks} ranks ({key}) cannot hold copies of tensor "
+            f"{parallel.tensor} x pipeline {parallel.pipeline}; accepted: a multiple of {copy}"
+        )
+
+
+def check_teacher_layout(recipe: Recipe, teacher: Architecture, sequence_length: int) -> None:
+    """Raise unless the teacher can be cut into its layout.
+
+    Raises: LayoutError, in one line.
+    """
+    parallel = teacher_parallel(recipe)
+    if parallel is None:
+        return
+    check_layout(teacher, parallel.tensor, parallel.pipeline, "teacher")
+    if parallel.sequence_parallel and sequence_length % parallel.tensor:
+        raise LayoutError(
+            f"teacher.parallel.sequence_parallel needs samples of a multiple of {parallel.tensor} "
+            f"tokens; the shards have {sequence_length}"
+        )

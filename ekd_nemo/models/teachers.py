@@ -1,0 +1,85 @@
+"""Teachers that do not stand as the student does: in another layout, or on ranks of their own."""
+
+from contextlib import ExitStack
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.placement import teacher_parallel
+from ekd_nemo.config.recipe import Recipe
+from ekd_nemo.models.frozen import DTYPES, frozen_stage, head_rows
+from ekd_nemo.models.sides import Sides
+from ekd_nemo.models.weights import FolderSource
+from ekd_nemo.parallel.relaid_teacher import RelaidTeacher
+from ekd_nemo.parallel.split_teacher import Remote, SplitTeacher
+from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.sources.manifest import read_manifest
+from ekd_nemo.teacher.joint import backend_here, joined
+from ekd_nemo.teacher.layout import Layout
+
+
+def stands_alike(recipe: Recipe) -> bool:
+    """Whether the teacher is on the student's ranks, cut as the student is, and stays there."""
+    assert recipe.teacher is not None
+    own = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
+    shared = recipe.teacher.placement == "shared" and not recipe.teacher.offload
+    return shared and teacher_parallel(recipe) == own
+
+
+def relaid_teacher(recipe: Recipe) -> RelaidTeacher:
+    """The teacher on the student's ranks, in a layout of its own; all ranks together."""
+    parallel = teacher_parallel(recipe)
+    assert recipe.teacher is not None
+    assert parallel is not None
+    world = dist.get_world_size()
+    source, student = FolderSource(recipe.teacher.path), Layout.of(recipe.student.parallel, world)
+    stage = frozen_stage(
+        source,
+        Layout.of(parallel, world),
+        recipe.teacher.precision,
+        int(read_manifest(recipe.data.path)["sequence_length"]),
+        offload=recipe.teacher.offload,
+    )
+    return RelaidTeacher(stage, student, _head(recipe, source, student))
+
+
+def split_teacher(
+    recipe: Recipe,
+    teacher: Architecture,
+    sides: Sides,
+    run: RunDir,
+    first_step: int,
+    ending: ExitStack,
+) -> SplitTeacher:
+    """The teacher on ranks of its own, ahead of these; all ranks of both sides together.
+
+    Args:
+        recipe: the run's.
+        teacher: the teacher's decoder.
+        sides: which rank is whose.
+        run: where the sides meet.
+        first_step: steps that are done already.
+        ending: closed, with the error if there is one, when the run ends.
+
+    Raises: RunError if the teacher does not come.
+    """
+    assert recipe.teacher is not None
+    assert recipe.teacher.split is not None
+    joint = ending.enter_context(joined(sides.seat, run.logs, backend_here()))
+    if sides.seat.rank == 0:
+        joint.tell_first_step(first_step)
+    remote = Remote(
+        sides.teacher, teacher.num_layers, teacher.hidden_size, recipe.teacher.split.transport
+    )
+    head = _head(recipe, FolderSource(recipe.teacher.path), sides.student)
+    return SplitTeacher(joint, remote, sides.student, head, DTYPES[recipe.teacher.precision])
+
+
+def _head(recipe: Recipe, source: FolderSource, student: Layout) -> Tensor | None:
+    """The teacher's rows of this rank's shard of the vocabulary, on the student's last stage."""
+    assert recipe.teacher is not None
+    place = student.place(dist.get_rank())
+    if place.pipeline != student.pipeline - 1:
+        return None
+    return head_rows(source, student, place, recipe.teacher.precision)
