@@ -26,7 +26,7 @@ class MeterSettings:
     Attributes:
         meter: `auto`, or the one meter to take.
         uuids: GPUs to measure; None: all that the process may use.
-        dcgm_url: the page of a dcgm-exporter, for `dcgm`.
+        dcgm_url: the page of a dcgm-exporter, for `dcgm` where DCGM's bindings are not installed.
         cpu_tdp_w: TDP of one processor package, for `estimate`; None: its stated default.
         cpu_idle_fraction: share of the TDP drawn when nothing runs, for `estimate`.
         replay_file: the recorded file, for `replay`.
@@ -112,9 +112,18 @@ def _estimate(settings: MeterSettings) -> EstimateMeter:
 
 
 def _dcgm(settings: MeterSettings) -> Meter:
+    """DCGM's own bindings where they are installed and a host engine answers, else an exporter's page."""
     from ekd_nemo.meter.dcgm import DcgmMeter  # HTTP and a parser that no other sampler needs
+    from ekd_nemo.meter.dcgm_bindings import DcgmBindingsMeter
 
-    return DcgmMeter(url=settings.dcgm_url, uuids=settings.uuids)
+    try:
+        return DcgmBindingsMeter(uuids=settings.uuids)
+    except MeterUnavailableError as error:
+        reason = str(error).removeprefix("dcgm: ")
+    try:
+        return DcgmMeter(url=settings.dcgm_url, uuids=settings.uuids)
+    except MeterUnavailableError as error:
+        raise MeterUnavailableError(f"{error}; {reason}") from None
 
 
 def _replay(settings: MeterSettings) -> ReplayMeter:

@@ -4,7 +4,7 @@ Units: the exporter's W and mJ, MiB and degrees Celsius. Clock: CLOCK_MONOTONIC 
 the exporter renews its values each 30 s unless told otherwise, and a page without news gives nothing.
 Counter source: field 156, mJ since the driver was loaded.
 Covers: the whole board; on Grace-Hopper the module. MIG: only the board's figures are taken.
-Not covered: fields that the exporter's configuration leaves out; the DCGM bindings.
+Not covered: fields that the exporter's configuration leaves out; the DCGM bindings (dcgm_bindings.py).
 """
 
 import time
