@@ -208,9 +208,9 @@ class Logging(Strict):
 
 
 class Energy(Strict):
-    """How the run's energy is metered; `auto` takes NVML, else RAPL, else the labelled estimate."""
+    """How the run's energy is metered; `auto` takes NVML, else RAPL or hwmon, else the labelled estimate."""
 
-    meter: Literal["auto", "nvml", "rapl", "estimate"] = "auto"
+    meter: Literal["auto", "nvml", "dcgm", "rapl", "hwmon", "estimate"] = "auto"
     power_period_ms: PositiveInt = 100
     counter_period_ms: PositiveInt = 1000
     cpu_tdp_w: PositiveFloat | None = None  # for `estimate`; None: the stated default of the meter
