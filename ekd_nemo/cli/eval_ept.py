@@ -18,7 +18,7 @@ from ekd_nemo.evals.ept_request import EptJob, EptPoint, EptSettings
 from ekd_nemo.evals.lm import Target
 from ekd_nemo.evals.prompts import PromptSource, open_prompts
 from ekd_nemo.evals.request import canonical_hash
-from ekd_nemo.evals.target import Subject, find_subject, find_targets
+from ekd_nemo.evals.target import Beside, Subject, find_subject, find_targets
 from ekd_nemo.launch.plan import UUIDS_VARIABLE
 from ekd_nemo.launch.sampling import sampling
 from ekd_nemo.metrics.ept_entries import entry_of
@@ -104,13 +104,11 @@ def run_benchmark(options: EptOptions) -> None:
     if options.meter not in _METERS:
         raise UserError(f"--meter {options.meter}: accepted are {', '.join(_METERS)}")
     prompts = open_prompts(options.prompts)
-    subject = find_subject(options.target)
-    targets = find_targets(
-        subject,
-        options.teacher,
-        student_only=options.student_only,
-        eval_dir=subject.eval_dir(None),
-    )
+    subject = find_subject(options.target, typer.echo)
+    beside = Beside(teacher=options.teacher, student_only=options.student_only)
+    found = find_targets(subject, beside, eval_dir=subject.eval_dir(None), tell=typer.echo)
+    # The base has the student's architecture: its energy per token is the student's.
+    targets = [target for target in found if target.role != "base"]
     asks = [
         Ask(target, _questions(target, points, options.settings, prompts)) for target in targets
     ]
@@ -278,7 +276,7 @@ def _questions(
 
 def _model(target: Target) -> EptModel:
     return EptModel(
-        path=str(target.model.path),
+        path=target.model.shown,
         weights_sha256=target.model.weights_sha256,
         tokenizer_sha256=target.model.tokenizer_sha256,
     )

@@ -20,15 +20,13 @@ from ekd_nemo.evals.target import find_split, find_subject, find_targets
 def run_light(options: LmOptions, env: Path) -> None:
     """Check everything, make the environment if it is not there, evaluate what is not stored, print the scores."""
     options.check()
-    subject = find_subject(options.target)
+    subject = find_subject(options.target, typer.echo)
     wanted = EvalLm(tasks=BUILT_IN)
     names = options.names(wanted)
     split = find_split(subject, names, options.data)
     tasks = gather_light_tasks(names, options.include_path, split, STORE / "tasks")
     eval_dir = EvalDir(subject.eval_dir(options.out).path, LIGHT)
-    targets = find_targets(
-        subject, options.teacher, student_only=options.student_only, eval_dir=eval_dir
-    )
+    targets = find_targets(subject, options.beside, eval_dir=eval_dir, tell=typer.echo)
     engine = lighteval(open_env(env, typer.echo))
     if tasks.data is not None:
         typer.echo(f"held-out text: {split.origin}, seed {split.seed}, fraction {split.fraction}")

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -12,13 +13,16 @@ from ekd_nemo.cli.common import table
 from ekd_nemo.config.recipe import EvalLm
 from ekd_nemo.errors import UserError
 from ekd_nemo.evals.account import marked
-from ekd_nemo.evals.lm import STORE, evaluate
+from ekd_nemo.evals.harness_process import harness_version
+from ekd_nemo.evals.harnesses import LM
+from ekd_nemo.evals.lm import STORE, Engine, evaluate
 from ekd_nemo.evals.request import LmSettings
 from ekd_nemo.evals.results import read_eval_dir
+from ekd_nemo.evals.suites import SUITES, expand, shots_of
 from ekd_nemo.evals.table import score_rows
-from ekd_nemo.evals.target import Subject, find_split, find_subject, find_targets
+from ekd_nemo.evals.target import Beside, Subject, find_split, find_subject, find_targets
 from ekd_nemo.evals.taskset import BUILT_IN, gather_tasks
-from ekd_nemo.launch.plan import UUIDS_VARIABLE
+from ekd_nemo.launch.plan import UUIDS_VARIABLE, ranks_argv
 from ekd_nemo.launch.sampling import sampling
 from ekd_nemo.records.identity import read_identity
 
@@ -29,11 +33,12 @@ class LmOptions:
 
     target: Path
     teacher: Path | None
+    base: Path | None
     tasks: str | None
     include_path: Path | None  # of lighteval: the file of custom tasks
     limit: int | None
     num_fewshot: int | None
-    batch_size: int | None
+    batch_size: str | None
     device: str
     dtype: str
     data: Path | None
@@ -42,6 +47,12 @@ class LmOptions:
     student_only: bool
     again: bool
     trust_remote_code: bool
+    ranks: int = 1
+
+    @property
+    def beside(self) -> Beside:
+        """The models that were asked for beside the target."""
+        return Beside(teacher=self.teacher, base=self.base, student_only=self.student_only)
 
     def check(self) -> None:
         """Raise UserError for a value that is none of those accepted."""
@@ -53,44 +64,58 @@ class LmOptions:
         given = wanted.tasks if self.tasks is None else tuple(self.tasks.split(","))
         names = tuple(dict.fromkeys(name.strip() for name in given if name.strip()))
         if not names:
-            raise UserError("--tasks: no task named; give names with commas between them")
+            raise UserError(
+                "--tasks: no task named; give names with commas between them, or a suite: "
+                + ", ".join(SUITES)
+            )
         return names
 
     def settings(self, names: tuple[str, ...], wanted: EvalLm) -> LmSettings:
         """What both models are asked."""
         return LmSettings(
-            tasks=names,
+            tasks=expand(names),
             limit=self.limit or wanted.limit,
             num_fewshot=self.num_fewshot,
-            batch_size=self.batch_size or wanted.batch_size,
+            shots=shots_of(names),
+            batch_size=self._batch_size() or wanted.batch_size,
             dtype=self.dtype,
             device=self.device,
             apply_chat_template=self.chat_template,
             trust_remote_code=self.trust_remote_code,
         )
 
+    def _batch_size(self) -> int | Literal["auto"] | None:
+        if self.batch_size is None or self.batch_size == "auto":
+            return self.batch_size
+        if self.batch_size.isdecimal() and int(self.batch_size) > 0:
+            return int(self.batch_size)
+        raise UserError(
+            f"--batch-size {self.batch_size}: accepted are whole numbers above 0, and auto"
+        )
+
 
 def run_lm(options: LmOptions) -> None:
     """Check everything, evaluate what is not stored, print the scores."""
     options.check()
-    subject = find_subject(options.target)
+    version = harness_version()
+    subject = find_subject(options.target, typer.echo)
     wanted = subject.evaluation
-    names = options.names(wanted)
+    settings = options.settings(options.names(wanted), wanted)
+    names = settings.tasks
     folder = options.include_path or (Path(wanted.include_path) if wanted.include_path else None)
     eval_dir = subject.eval_dir(options.out)
-    targets = find_targets(
-        subject, options.teacher, student_only=options.student_only, eval_dir=eval_dir
-    )
+    targets = find_targets(subject, options.beside, eval_dir=eval_dir, tell=typer.echo)
     split = find_split(subject, names, options.data)
     tasks = gather_tasks(names, folder, split, STORE / "tasks")
     if set(names) & set(BUILT_IN):
         typer.echo(f"held-out text: {split.origin}, seed {split.seed}, fraction {split.fraction}")
     evaluate(
         targets,
-        options.settings(names, wanted),
+        settings,
         tasks,
         subject.log(eval_dir),
         typer.echo,
+        engine=Engine(LM, version, ranks_argv(("ekd_nemo.worker", "eval"), options.ranks)),
         again=options.again,
         around=lambda: metered(subject),
     )

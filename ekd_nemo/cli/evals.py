@@ -11,8 +11,14 @@ app = typer.Typer(
 
 
 # The options that both harnesses share.
-Target = Annotated[Path, typer.Argument(help="A run directory, or a Hugging Face folder.")]
-Teacher = Annotated[Path | None, typer.Option(help="Teacher folder; by default the recipe's.")]
+Target = Annotated[
+    Path, typer.Argument(help="A run, a Hugging Face folder or hub id, or a Megatron checkpoint.")
+]
+Teacher = Annotated[Path | None, typer.Option(help="Teacher model; by default the recipe's.")]
+Base = Annotated[
+    Path | None,
+    typer.Option(help="The student before training; by default the recipe's, if it is a model."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Dtype = Annotated[
     str, typer.Option(help="float32, bfloat16 or auto: float32 on a CPU, bfloat16 on a GPU.")
@@ -42,9 +48,10 @@ def _group() -> None:
 def lm(
     target: Target,
     teacher: Teacher = None,
+    base: Base = None,
     tasks: Annotated[
         str | None,
-        typer.Option(help="Tasks or groups, with commas; by default the recipe's."),
+        typer.Option(help="Tasks, groups or suites (om_perf, extended), with commas."),
     ] = None,
     include_path: Annotated[
         Path | None, typer.Option(help="A folder of lm-eval task files.")
@@ -56,7 +63,12 @@ def lm(
         int | None,
         typer.Option(min=0, help="Examples in the prompt; by default the task's."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences at once.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Sequences at once, or auto: as the memory allows.")
+    ] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Processes that share the items, each with the whole model.")
+    ] = 1,
     device: Device = "auto",
     dtype: Dtype = "auto",
     data: Data = None,
@@ -73,6 +85,7 @@ def lm(
         LmOptions(
             target=target,
             teacher=teacher,
+            base=base,
             tasks=tasks,
             include_path=include_path,
             limit=limit,
@@ -86,6 +99,7 @@ def lm(
             student_only=student_only,
             again=again,
             trust_remote_code=trust_remote_code,
+            ranks=ranks,
         )
     )
 
@@ -94,6 +108,7 @@ def lm(
 def light(
     target: Target,
     teacher: Teacher = None,
+    base: Base = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, with commas; by default python_docs_last_word.")
     ] = None,
@@ -128,11 +143,12 @@ def light(
     options = LmOptions(
         target=target,
         teacher=teacher,
+        base=base,
         tasks=tasks,
         include_path=custom_tasks,
         limit=limit,
         num_fewshot=num_fewshot,
-        batch_size=batch_size,
+        batch_size=None if batch_size is None else str(batch_size),
         device=device,
         dtype=dtype,
         data=data,

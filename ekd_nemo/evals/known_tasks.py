@@ -4,7 +4,7 @@ A task file can say the same of itself: `metadata: {primary_metric: acc, chance:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 
@@ -31,6 +31,37 @@ _FACTS = {
     "truthfulqa_mc2": TaskFacts("acc"),
     "lambada": TaskFacts("acc", chance=0.0),
 }
+# One over the number of options, mean over the items; 0 for free answers. Counted in the data of
+# github.com/suzgunmirac/BIG-Bench-Hard at 9ee07bd; where the options are no list (true or false, yes or no): one half.
+_BBH_CHANCE = {
+    "boolean_expressions": 0.5,
+    "causal_judgement": 0.5,
+    "date_understanding": 0.1717,
+    "disambiguation_qa": 0.3323,
+    "dyck_languages": 0.0,
+    "formal_fallacies": 0.5,
+    "geometric_shapes": 0.0982,
+    "hyperbaton": 0.5,
+    "logical_deduction_five_objects": 0.2,
+    "logical_deduction_seven_objects": 1 / 7,
+    "logical_deduction_three_objects": 1 / 3,
+    "movie_recommendation": 0.2462,
+    "multistep_arithmetic_two": 0.0,
+    "navigate": 0.5,
+    "object_counting": 0.0,
+    "penguins_in_a_table": 0.2003,
+    "reasoning_about_colored_objects": 0.1211,
+    "ruin_names": 0.2493,
+    "salient_translation_error_detection": 1 / 6,
+    "snarks": 0.5,
+    "sports_understanding": 0.5,
+    "temporal_sequences": 0.25,
+    "tracking_shuffled_objects_five_objects": 0.2,
+    "tracking_shuffled_objects_seven_objects": 1 / 7,
+    "tracking_shuffled_objects_three_objects": 1 / 3,
+    "web_of_lies": 0.5,
+    "word_sorting": 0.0,
+}
 _PREFERRED = (
     "exact_match",
     "acc",
@@ -47,7 +78,13 @@ def facts_of(task: str, metadata: Mapping[str, Any]) -> TaskFacts | None:
     prefixes = [
         name for name in _FACTS if task == name or task.startswith((f"{name}_", f"{name}:"))
     ]
-    return _FACTS[max(prefixes, key=len)] if prefixes else None
+    if not prefixes:
+        return None
+    found = _FACTS[max(prefixes, key=len)]
+    part = next((name for name in _BBH_CHANCE if task.endswith(name)), None)
+    if found is _FACTS["bbh"] and part is not None:
+        return replace(found, chance=_BBH_CHANCE[part])
+    return found
 
 
 def chance_of(metric: str, metadata: Mapping[str, Any]) -> float | None:

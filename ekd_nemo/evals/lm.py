@@ -206,12 +206,13 @@ class _Receiver:
             request=self._plan.identity(task),
             request_hash=self._plan.request_hash(target, task),
             model=EvaluatedModel(
-                path=str(target.model.path),
+                path=target.model.shown,
                 weights_sha256=target.model.weights_sha256,
                 tokenizer_sha256=target.model.tokenizer_sha256,
             ),
-            batch_size=self._plan.settings.batch_size,
+            batch_size=event.get("batch_size") or self._plan.settings.batch_size,
             device=event["device"],
+            ranks=event.get("ranks", 1),
             trust_remote_code=self._plan.settings.trust_remote_code,
             duration_s=round(duration_s, 3),
         )

@@ -26,19 +26,27 @@ class ModelFolder:
     """A complete folder and what its content hashes to.
 
     `weights_sha256`: over config.json and the safetensors files. `tokenizer_sha256`: over the tokenizer's files.
+    `name`: what the user named, where that is not the folder: a hub id or a checkpoint.
     """
 
     path: Path
     weights_sha256: str
     tokenizer_sha256: str
+    name: str | None = None
 
     @property
     def label(self) -> str:
         """A short name that tells models apart: the folder's name and eight digits of the weights' hash."""
-        return f"{self.path.resolve().name}-{self.weights_sha256[:8]}"
+        own = self.path.resolve().name if self.name is None else Path(self.name).name
+        return f"{own}-{self.weights_sha256[:8]}"
+
+    @property
+    def shown(self) -> str:
+        """How records name it."""
+        return self.name or str(self.path)
 
 
-def open_model(path: Path) -> ModelFolder:
+def open_model(path: Path, name: str | None = None) -> ModelFolder:
     """Check a Hugging Face folder and hash what decides its scores.
 
     Raises:
@@ -50,7 +58,7 @@ def open_model(path: Path) -> ModelFolder:
         raise CheckpointError(
             f"{path}: no tokenizer; expected one of {', '.join(_TOKENIZERS)} beside {CONFIG}"
         )
-    return ModelFolder(path, hash_files([path / CONFIG, *weights]), hash_files(tokenizer))
+    return ModelFolder(path, hash_files([path / CONFIG, *weights]), hash_files(tokenizer), name)
 
 
 def _weights(path: Path) -> list[Path]:

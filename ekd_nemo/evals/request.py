@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+from pydantic import Field
 
 from ekd_nemo.config.base import Strict
 
@@ -19,20 +21,27 @@ class LmSettings(Strict):
 
     Attributes:
         limit: items per task, from the first; None: all.
-        num_fewshot: None: as each task has it.
+        num_fewshot: None: as `shots` or the task has it.
+        shots: of tasks that a named suite fixes.
         dtype: `float32`, `bfloat16`, or `auto`: float32 on a CPU, bfloat16 on a GPU.
         device: `cpu`, `cuda`, or `auto`: a GPU if there is one.
-        batch_size: sequences at once; changes scores by rounding only, so it is recorded and not compared.
+        batch_size: sequences at once, or `auto`: as many as the memory holds; changes scores by rounding only, so it
+            is recorded and not compared.
     """
 
     tasks: tuple[str, ...]
     limit: int | None = None
     num_fewshot: int | None = None
-    batch_size: int = 4
+    shots: dict[str, int] = Field(default_factory=dict)
+    batch_size: int | Literal["auto"] = 4
     dtype: str = "auto"
     device: str = "auto"
     apply_chat_template: bool = False
     trust_remote_code: bool = False
+
+    def shots_of(self, task: str) -> int | None:
+        """Examples in the prompt; None: as the task has it."""
+        return self.shots.get(task) if self.num_fewshot is None else self.num_fewshot
 
     def identity(
         self, task: str, task_files_sha256: str, harness: str, version: str
@@ -44,7 +53,7 @@ class LmSettings(Strict):
             "task": task,
             "task_files_sha256": task_files_sha256,
             "limit": self.limit,
-            "num_fewshot": self.num_fewshot,
+            "num_fewshot": self.shots_of(task),
             "dtype": self.dtype,
             "device": self.device,
             "apply_chat_template": self.apply_chat_template,

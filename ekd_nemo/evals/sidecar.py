@@ -22,6 +22,8 @@ class Sidecar(Strict):
         request: what decides the scores, known before the run; `request_hash` names it and the tokenizer.
         results_sha256: of the harness's file that this belongs to.
         num_items: logged items by subtask.
+        batch_size: as asked; `auto` was decided by memory.
+        ranks: processes that shared the items.
         copied_from: the shared result that this is a copy of; null: evaluated for this folder.
         duration_s: of the task, without loading the model.
     """
@@ -34,8 +36,9 @@ class Sidecar(Strict):
     request: dict[str, Any]
     request_hash: str
     model: EvaluatedModel
-    batch_size: PositiveInt
+    batch_size: PositiveInt | Literal["auto"]
     device: str
+    ranks: PositiveInt = 1
     trust_remote_code: bool
     duration_s: float
     results_sha256: str = ""

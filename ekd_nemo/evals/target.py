@@ -9,8 +9,9 @@ from ekd_nemo.config.recipe import EvalLm, Recipe
 from ekd_nemo.config.resolve import read_resolved
 from ekd_nemo.errors import CheckpointError, UserError
 from ekd_nemo.evals.eval_dir import EvalDir
-from ekd_nemo.evals.lm import STORE, Target
-from ekd_nemo.evals.model_folder import CONFIG, open_model
+from ekd_nemo.evals.lm import STORE, Target, Tell
+from ekd_nemo.evals.model_folder import CONFIG, ModelFolder, open_model
+from ekd_nemo.evals.model_source import find_model, is_checkpoint, is_hub_id
 from ekd_nemo.evals.taskset import BUILT_IN, Split
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import read_manifest
@@ -20,12 +21,14 @@ from ekd_nemo.sources.manifest import read_manifest
 class Subject:
     """What is evaluated.
 
-    `run`: the run, if one was named; `recipe`: of that run, or of the run that a folder lies in.
+    `model`: of a folder, hub id or checkpoint; None for a run, whose student is looked up. `run`: the run, if one was
+    named; `recipe`: of that run, or of the run that a folder or checkpoint lies in.
     """
 
     path: Path
     run: RunDir | None
     recipe: Recipe | None
+    model: ModelFolder | None = None
 
     @property
     def evaluation(self) -> EvalLm:
@@ -44,7 +47,12 @@ class Subject:
             return EvalDir(out)
         if self.run is not None:
             return EvalDir(self.run.eval)
-        return EvalDir(STORE / open_model(self.path).label)
+        return EvalDir(STORE / self._model.label)
+
+    @property
+    def _model(self) -> ModelFolder:
+        assert self.model is not None, "what is no run is a model"
+        return self.model
 
     def log(self, eval_dir: EvalDir) -> Path:
         """Where the harness's own output goes."""
@@ -53,54 +61,101 @@ class Subject:
         )
 
 
-def find_subject(path: Path) -> Subject:
-    """A run directory or model folder.
+def find_subject(path: Path, tell: Tell) -> Subject:
+    """A run directory, or a model by its folder, hub id or Megatron checkpoint.
 
     Raises:
-        UserError: if the path is neither.
+        UserError: if the path is none of them.
+        CheckpointError: if the model is incomplete.
     """
     if (path / "run.json").is_file():
         run = RunDir(path)
         return Subject(path, run, read_resolved(run.recipe_yaml))
+    folder = path.resolve()
     if (path / CONFIG).is_file():
-        parent = RunDir(path.resolve().parent)
-        recipe = read_resolved(parent.recipe_yaml) if parent.recipe_yaml.is_file() else None
-        return Subject(path, None, recipe)
+        return Subject(path, None, _recipe_in(folder.parent), open_model(path))
+    if is_checkpoint(path):
+        recipe = _recipe_in(folder.parent.parent)
+        return Subject(path, None, recipe, find_model(path, tell, _like(recipe)))
+    if is_hub_id(path):
+        return Subject(path, None, None, find_model(path, tell))
     missing = "" if path.exists() else " (there is nothing there)"
     raise UserError(
-        f"{path}: neither a run directory (run.json) nor a Hugging Face folder ({CONFIG}){missing}"
+        f"{path}: neither a run directory (run.json), a Hugging Face folder ({CONFIG}), a Megatron checkpoint nor a "
+        f"hub id{missing}"
     )
 
 
+def _recipe_in(folder: Path) -> Recipe | None:
+    """The recipe of the run that a folder is."""
+    path = RunDir(folder).recipe_yaml
+    return read_resolved(path) if path.is_file() else None
+
+
+def _like(recipe: Recipe | None) -> str | None:
+    """The model whose configuration and tokenizer the student has."""
+    if recipe is None:
+        return None
+    return recipe.student.init.path or (recipe.teacher.path if recipe.teacher else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Models to evaluate beside the subject; None leaves the choice to the recipe, `student_only` leaves all out."""
+
+    teacher: Path | None = None
+    base: Path | None = None
+    student_only: bool = False
+
+
 def find_targets(
-    subject: Subject, teacher: Path | None, *, student_only: bool, eval_dir: EvalDir
+    subject: Subject, beside: Beside, *, eval_dir: EvalDir, tell: Tell
 ) -> tuple[Target, ...]:
-    """The models of a run, student first, or the one model of a folder (and the teacher named beside it).
+    """The models of a run, student first, or the one model that was named (and those named beside it).
 
     Raises:
         CheckpointError: if a model is absent or incomplete.
     """
+    teacher, base = beside.teacher, beside.base
     if subject.run is None:
-        targets = [Target("student" if teacher else "model", open_model(subject.path), eval_dir)]
+        role = "student" if teacher or base else "model"
+        targets = [Target(role, subject._model, eval_dir)]
     else:
-        if not subject.run.hf.is_dir():
-            raise CheckpointError(
-                f"{subject.run.hf}: no exported student; make it with `ekd convert export`"
-            )
-        targets = [Target("student", open_model(subject.run.hf), eval_dir)]
+        targets = [Target("student", _student(subject.run, subject.recipe, tell), eval_dir)]
         teacher = teacher or _teacher_of(subject.recipe)
-    if teacher is not None and not student_only:
-        model = open_model(teacher)
-        targets.append(
-            Target("teacher", model, EvalDir(STORE / model.label, eval_dir.harness), eval_dir)
-        )
+        base = base or _base_of(subject.recipe)
+    others = {} if beside.student_only else {"teacher": teacher, "base": base}
+    for role, path in others.items():
+        if path is not None:
+            model = find_model(path, tell)
+            home = EvalDir(STORE / model.label, eval_dir.harness)
+            targets.append(Target(role, model, home, eval_dir))
     return tuple(targets)
+
+
+def _student(run: RunDir, recipe: Recipe | None, tell: Tell) -> ModelFolder:
+    """The exported student, or the last checkpoint, exported on the way."""
+    if run.hf.is_dir():
+        return open_model(run.hf)
+    checkpoints = [path for path in sorted(run.checkpoints.glob("step_*")) if is_checkpoint(path)]
+    if not checkpoints:
+        raise CheckpointError(
+            f"{run.hf}: no exported student, and no checkpoint in {run.checkpoints}; launch the run first"
+        )
+    return find_model(checkpoints[-1], tell, _like(recipe))
 
 
 def _teacher_of(recipe: Recipe | None) -> Path | None:
     if recipe is None or recipe.teacher is None or not recipe.evaluation.teacher:
         return None
     return Path(recipe.teacher.path)
+
+
+def _base_of(recipe: Recipe | None) -> Path | None:
+    """The student as it was before training, where that is a model of its own."""
+    if recipe is None or recipe.student.init.source != "checkpoint":
+        return None
+    return Path(recipe.student.init.path) if recipe.student.init.path else None
 
 
 def find_split(subject: Subject, tasks: Sequence[str], data: Path | None) -> Split:

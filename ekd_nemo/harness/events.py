@@ -14,11 +14,18 @@ T = TypeVar("T")
 
 
 def own_stdout() -> Emit:
-    """Keep standard output for events, one JSON object a line; the libraries' prints go to standard error."""
+    """Keep standard output for events, one JSON object a line; the libraries' prints go to standard error.
+
+    Of several ranks the first one speaks.
+    """
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
+    silent = os.environ.get("RANK", "0") != "0"
+
     def emit(**event: Any) -> None:
+        if silent:
+            return
         stream.write(json.dumps(event) + "\n")
         stream.flush()
 

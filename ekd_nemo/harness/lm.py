@@ -22,6 +22,7 @@ from ekd_nemo.errors import EkdError, UserError
 from ekd_nemo.evals.request import SEED, Job, LmSettings, Request
 from ekd_nemo.evals.taskset import BUILT_IN
 from ekd_nemo.harness.events import Emit, guarded, own_stdout
+from ekd_nemo.harness.lm_model import chosen_batch, load_model
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,20 +70,7 @@ def _check_tasks(asked: Sequence[str], known: Sequence[str]) -> None:
 def _run_job(job: Job, settings: LmSettings, tasks: TaskManager, emit: Emit) -> None:
     emit(event="model", job=job.name, model=job.model)
     device = _device(settings.device)
-    dtype = (
-        settings.dtype if settings.dtype != "auto" else {"cpu": "float32"}.get(device, "bfloat16")
-    )
-    model = guarded(
-        f"{job.model}: cannot be loaded",
-        lambda: HFLM(
-            pretrained=job.model,
-            device=device,
-            dtype=dtype,
-            batch_size=settings.batch_size,
-            trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True,
-        ),
-    )
+    model = guarded(f"{job.model}: cannot be loaded", lambda: load_model(job, settings, device))
     for task in job.tasks:
         emit(event="task", job=job.name, task=task)
         out = Path(job.out) / task
@@ -90,7 +78,15 @@ def _run_job(job: Job, settings: LmSettings, tasks: TaskManager, emit: Emit) -> 
             f"{task} on {job.model}",
             functools.partial(_run_task, model, job, task, settings, tasks, device, out),
         )
-        emit(event="done", job=job.name, task=task, out=str(out), device=device)
+        emit(
+            event="done",
+            job=job.name,
+            task=task,
+            out=str(out),
+            device=device,
+            batch_size=chosen_batch(model),
+            ranks=model.world_size,
+        )
     del model
     gc.collect()
 
@@ -121,7 +117,7 @@ def _run_task(
             "trust_remote_code": settings.trust_remote_code,
         },
         tasks=[task],
-        num_fewshot=settings.num_fewshot,
+        num_fewshot=settings.shots_of(task),
         batch_size=settings.batch_size,
         device=device,
         limit=settings.limit,
@@ -134,7 +130,9 @@ def _run_task(
         torch_random_seed=SEED,
         fewshot_random_seed=SEED,
     )
-    assert results is not None, "rank 0 gets the results"
+    if model.rank != 0:
+        return  # rank 0 gets the results
+    assert results is not None
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for name in results["configs"]:

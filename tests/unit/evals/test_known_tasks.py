@@ -4,7 +4,7 @@ import pytest
 
 from ekd_nemo.evals.known_tasks import chance_of, facts_of, primary_of
 
-BOTH = [("acc", "none"), ("acc_norm", "none")]
+BOTH = [("acc", "none"), ("acc_norm", "none"), ("exact_match", "none")]
 UP = {"acc": True, "acc_norm": True, "exact_match": True, "word_perplexity": False}
 
 
@@ -16,6 +16,9 @@ UP = {"acc": True, "acc_norm": True, "exact_match": True, "word_perplexity": Fal
         ("arc_challenge", "acc_norm", 0.25),
         ("hellaswag", "acc_norm", 0.25),
         ("truthfulqa_mc1", "acc", None),
+        ("bbh_cot_fewshot_navigate", "exact_match", 0.5),
+        ("bbh_cot_fewshot_logical_deduction_three_objects", "exact_match", 1 / 3),
+        ("bbh_fewshot_word_sorting", "exact_match", 0.0),
     ],
 )
 def test_known_tasks(task: str, metric: str, chance: float | None) -> None:
