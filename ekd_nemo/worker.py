@@ -17,6 +17,7 @@ from ekd_nemo.errors import EXIT_OK, EXIT_USER, EkdError
 
 # verb -> "module:function"; the function takes the rest of argv and returns an exit code or None.
 VERBS: dict[str, str] = {
+    "cache": "ekd_nemo.models.cache_command:main",
     "convert": "ekd_nemo.models.convert_command:main",
     "data": "ekd_nemo.data.command:main",
     "ept": "ekd_nemo.harness.ept:main",

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 GROUPS: dict[str, tuple[str, str]] = {
     "recipe": ("List, show and launch recipes.", "ekd_nemo.cli.recipe:app"),
     "data": ("Build shards to train on.", "ekd_nemo.cli.data:app"),
+    "cache": ("Keep a teacher's outputs on disk.", "ekd_nemo.cli.cache:app"),
     "convert": ("Import and export Hugging Face models.", "ekd_nemo.cli.convert:app"),
     "eval": ("Evaluate models.", "ekd_nemo.cli.evals:app"),
     "telemetry": ("Record the energy of a command.", "ekd_nemo.cli.telemetry:app"),

@@ -42,12 +42,21 @@ class Split(Strict):
 
 
 class CacheBuild(Strict):
-    """How a cache is made when it is not there: what of the teacher's outputs it keeps."""
+    """How a cache is made when it is not there: what of the teacher's outputs it keeps.
+
+    `topk` goes with `objective.response.support` top_k, `sampled` with sampled; `hidden` keeps the layers
+    and final hidden states that the objective needs, `embeddings` those of the relation of the batch.
+    """
 
     kind: Literal["topk", "sampled", "hidden", "embeddings"]
     k: PositiveInt = 64  # ids a token, for topk
+    min_probability: Annotated[float, Field(ge=0, lt=1)] = 1e-4  # less likely ids join the tail
     samples: PositiveInt = 64  # draws a token, for sampled
+    seed: Count = 0  # of the draws
+    probability_bits: Literal[8, 16] = 8
     storage: Literal["fp32", "bf16", "int8"] = "bf16"  # of hidden states
+    splits: tuple[Literal["train", "validation"], ...] = ("train", "validation")
+    block_samples: PositiveInt | None = None  # of one file; None: as many as make 16 MiB, up to 64
 
 
 class CacheUse(Strict):

@@ -17,33 +17,35 @@ def silent(documents: int, tokens: int) -> None:
 
 
 @contextmanager
-def reporting(console: Console, total_documents: int | None) -> Generator[Report]:
-    """A reporter of packed documents and tokens, for as long as the context lasts."""
+def reporting(
+    console: Console, total: int | None, doing: str = "packing", what: str = "documents"
+) -> Generator[Report]:
+    """A reporter of finished documents (or `what` it is) and tokens, for as long as the context lasts."""
     if console.is_terminal:
-        with _bar(console) as bar:
-            task = bar.add_task("packing", total=total_documents, tokens=0)
+        with _bar(console, what) as bar:
+            task = bar.add_task(doing, total=total, tokens=0)
             yield lambda documents, tokens: bar.update(
                 task, advance=documents, tokens=bar.tasks[task].fields["tokens"] + tokens
             )
     else:
-        yield _Lines(console, total_documents).report
+        yield _Lines(console, total, doing, what).report
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: Console, what: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("documents, {task.fields[tokens]:,} tokens"),
+        TextColumn(what + ", {task.fields[tokens]:,} tokens"),
         TimeElapsedColumn(),
         console=console,
     )
 
 
 class _Lines:
-    def __init__(self, console: Console, total_documents: int | None) -> None:
-        self._console = console
-        self._of = "" if total_documents is None else f" of {total_documents:,}"
+    def __init__(self, console: Console, total: int | None, doing: str, what: str) -> None:
+        self._console, self._doing, self._what = console, doing, what
+        self._of = "" if total is None else f" of {total:,}"
         self._documents = self._tokens = 0
         self._next_s = time.monotonic() + _LINE_PERIOD_S
 
@@ -52,6 +54,6 @@ class _Lines:
         self._tokens += tokens
         if time.monotonic() >= self._next_s:
             self._console.print(
-                f"packing: {self._documents:,}{self._of} documents, {self._tokens:,} tokens"
+                f"{self._doing}: {self._documents:,}{self._of} {self._what}, {self._tokens:,} tokens"
             )
             self._next_s = time.monotonic() + _LINE_PERIOD_S

@@ -17,6 +17,8 @@ from ekd_nemo.launch.models import architecture, check_token_ids
 from ekd_nemo.launch.plan import Plan
 from ekd_nemo.meter.choose import MeterSettings, open_meters
 from ekd_nemo.meter.protocol import MeterUnavailableError
+from ekd_nemo.sources.cache_fit import check_build_fits, check_cache_fits
+from ekd_nemo.sources.cache_manifest import MANIFEST as CACHE_MANIFEST
 from ekd_nemo.sources.manifest import read_manifest
 
 LAUNCHABLE = ("sft", "response", "feature", "relation", "combined")
@@ -50,16 +52,18 @@ def not_yet(recipe: Recipe) -> dict[str, tuple[object, tuple[object, ...]]]:
         "student.precision": (student.precision, ("fp32", "bf16")),
         "student.lora": (None if student.lora is None else "set", (None,)),
     }
-    if response is not None:
+    placement = "shared" if recipe.teacher is None else recipe.teacher.placement
+    if response is not None and placement != "cached":
         found["objective.response.support"] = (response.support, ("dense",))
     if recipe.teacher is not None:
         teacher = recipe.teacher
         found |= {
-            "teacher.placement": (teacher.placement, ("shared",)),
+            "teacher.placement": (teacher.placement, ("shared", "cached")),
             "teacher.precision": (teacher.precision, ("fp32", "bf16")),
-            "teacher.parallel": (None if teacher.parallel is None else "set", (None,)),
             "teacher.offload": (teacher.offload, (False,)),
         }
+        if placement != "cached":  # there it is the layout of the build
+            found["teacher.parallel"] = (None if teacher.parallel is None else "set", (None,))
     return found
 
 
@@ -85,8 +89,25 @@ def check_plan(plan: Plan, ask_hub: bool) -> None:
     if resolved.recipe.data.build is None:
         read_manifest(resolved.recipe.data.path)
     check_token_ids(resolved)
+    _check_cache(resolved)
     if student is not None:
         _check_disk(plan.run.path.parent, student)
+
+
+def _check_cache(resolved: ResolvedRecipe) -> None:
+    """Refuse a cache that cannot stand in for the teacher; nor the plan of one that could not."""
+    use = None if resolved.recipe.teacher is None else resolved.recipe.teacher.cache
+    if use is None:
+        return
+    built = use.build is None or (Path(use.path) / CACHE_MANIFEST).is_file()
+    key = "teacher.cache.path" if built else "teacher.cache.build.kind"
+    try:
+        if built:
+            check_cache_fits(resolved.recipe)
+        else:
+            check_build_fits(resolved.recipe)
+    except UserError as error:
+        raise type(error)(f"{resolved.place(key)}: {key}: {error}") from error
 
 
 def check_extras(recipe: Recipe) -> None:

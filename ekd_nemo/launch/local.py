@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, EXIT_USER, RunError, UserError
+from ekd_nemo.launch.cache_inputs import cache_inputs
 from ekd_nemo.launch.checks import check_extras, check_meter, check_method, check_plan
 from ekd_nemo.launch.failure import reason
 from ekd_nemo.launch.history import note_finished, pending
@@ -178,5 +179,6 @@ def write_run(plan: Plan) -> int:
         method=recipe.method,
         seed=recipe.seed,
         baseline=recipe.baseline,
+        inputs=cache_inputs(recipe),
     )
     return begin_attempt(run, identity, capture_attempt(plan.world_size)).attempts[-1].attempt

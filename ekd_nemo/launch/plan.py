@@ -12,6 +12,7 @@ from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import ConfigError, LayoutError
 from ekd_nemo.launch.sampling import sampler_of
 from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.sources.cache_manifest import MANIFEST as CACHE_MANIFEST
 from ekd_nemo.sources.manifest import shards_ready
 
 ATTEMPT_VARIABLE = "EKD_ATTEMPT"
@@ -102,7 +103,8 @@ def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None)
     steps = [_train_step(recipe, run, world_size), _export_step(recipe, run)]
     if recipe.evaluation.lm is not None:
         steps.append(_eval_step(recipe, run))
-    return Plan(resolved, run, world_size, _data_steps(recipe), tuple(steps))
+    preparation = (*_data_steps(recipe), *_cache_steps(recipe, run))
+    return Plan(resolved, run, world_size, preparation, tuple(steps))
 
 
 def world_size_of(recipe: Recipe, nproc: int | None) -> int:
@@ -170,6 +172,22 @@ def _data_steps(recipe: Recipe) -> tuple[Step, ...]:
     return (
         Step(
             "data", f"building the shards in {folder}", argv, products=(folder / "manifest.json",)
+        ),
+    )
+
+
+def _cache_steps(recipe: Recipe, run: RunDir) -> tuple[Step, ...]:
+    """The build of the teacher's cache, a run of its own beside this one, unless the cache is there."""
+    use = None if recipe.teacher is None else recipe.teacher.cache
+    if use is None or use.build is None or (Path(use.path) / CACHE_MANIFEST).is_file():
+        return ()
+    words = ("--json", recipe.model_dump_json(), "--runs", argument(run.path.parent))
+    return (
+        Step(
+            "cache",
+            f"building the teacher's cache in {use.path}",
+            (sys.executable, "-m", "ekd_nemo", "cache", "build", *words),
+            products=(Path(use.path) / CACHE_MANIFEST,),
         ),
     )
 

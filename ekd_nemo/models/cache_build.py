@@ -1,0 +1,231 @@
+"""Building a teacher's cache: the teacher's forward pass over packed data, in a layout of its own.
+
+Plain Megatron-Core, no NeMo. Each data-parallel copy of the teacher makes blocks of its own; in it
+the last stage's first tensor-parallel rank writes them.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from ekd_nemo.backend import cpu
+from ekd_nemo.backend.device import compute_device
+from ekd_nemo.backend.layers import decoder_block_spec
+from ekd_nemo.config.architecture import Architecture, check_layout, padded_vocab
+from ekd_nemo.config.recipe import Parallel, Precision, Recipe
+from ekd_nemo.data.packed import PackedDataset
+from ekd_nemo.data.progress import Report
+from ekd_nemo.errors import ConfigError, LayoutError
+from ekd_nemo.losses.collectives import gather_rows
+from ekd_nemo.models.phases import PhaseClock
+from ekd_nemo.models.weights import FolderSource, load_weights, model_kwargs, transformer_kwargs
+from ekd_nemo.parallel.batch import TENSORS, Microbatch
+from ekd_nemo.parallel.hidden import HiddenStateGPT
+from ekd_nemo.parallel.shared_teacher import SharedTeacher
+from ekd_nemo.sources.cache_manifest import SPARSE, CacheIdentity
+from ekd_nemo.teacher.cache.block import Row
+from ekd_nemo.teacher.cache.encode import encode_sample
+from ekd_nemo.teacher.cache.writer import CacheWriter
+from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
+
+LOGITS_BYTES = 128 << 20  # of the float64 distributions that exist at once
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Place = tuple[PackedDataset, int]
+
+
+def find_samples(folder: str, splits: Sequence[str]) -> dict[str, Place]:
+    """Every distinct sample of the splits by its hash, in the order of the data."""
+    found: dict[str, Place] = {}
+    for split in splits:
+        data = PackedDataset(folder, split)
+        for index in range(len(data)):
+            found.setdefault(data[index]["sample_hash"], (data, index))
+    return found
+
+
+@contextmanager
+def teacher_ranks(parallel: Parallel) -> Iterator[int]:
+    """Set up Megatron's groups on the ranks of this launch; yields how many there are.
+
+    Raises: LayoutError if they hold no whole copies of the teacher.
+    """
+    cpu.install(nemo=False)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    replica = parallel.tensor * parallel.pipeline
+    if world % replica:
+        raise LayoutError(
+            f"{world} ranks cannot hold copies of a teacher of tensor {parallel.tensor} x pipeline "
+            f"{parallel.pipeline}; accepted: a multiple of {replica}"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if world == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
+    try:
+        parallel_state.initialize_model_parallel(parallel.tensor, parallel.pipeline)
+        model_parallel_cuda_manual_seed(1234)
+        yield world
+        dist.barrier()
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def frozen_teacher(
+    recipe: Recipe, arch: Architecture, parallel: Parallel, seq_length: int
+) -> SharedTeacher:
+    """The recipe's teacher on these ranks, loaded and frozen.
+
+    Raises: LayoutError or CheckpointError if layout or weights do not fit.
+    """
+    assert recipe.teacher is not None
+    check_layout(arch, parallel.tensor, parallel.pipeline, "teacher")
+    config = _config(arch, parallel, recipe.teacher.precision)
+    model = HiddenStateGPT(
+        config,
+        transformer_layer_spec=decoder_block_spec(config),
+        vocab_size=padded_vocab(arch.vocab_size, parallel.tensor),
+        max_sequence_length=seq_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        **model_kwargs(arch),
+    ).to(compute_device())
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    load_weights([model], FolderSource(recipe.teacher.path), rank, parallel.tensor)
+    return SharedTeacher(model)
+
+
+def _config(arch: Architecture, parallel: Parallel, precision: Precision) -> TransformerConfig:
+    if precision not in DTYPES:
+        raise ConfigError(
+            f"teacher.precision is {precision}; a cache is built with {' or '.join(DTYPES)}"
+        )
+    dtype = DTYPES[precision]
+    return TransformerConfig(
+        **transformer_kwargs(arch) | cpu.transformer_overrides(),
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        perform_initialization=False,
+    )
+
+
+def build_blocks(
+    writer: CacheWriter,
+    teacher: SharedTeacher,
+    places: dict[str, Place],
+    micro_batch_size: int,
+    phases: PhaseClock,
+    report: Report,
+) -> None:
+    """Make the blocks that this copy of the teacher has still to make; all its ranks together."""
+    copy = parallel_state.get_data_parallel_rank()
+    numbers = writer.missing(copy, parallel_state.get_data_parallel_world_size())
+    dist.barrier()  # nobody writes before all have looked
+    for number in numbers:
+        names = writer.block(number)
+        rows: list[Row] = []
+        in_block = 0
+        for group in _groups(names, micro_batch_size):
+            batches = [_microbatch([places[name] for name in each]) for each in group]
+            rows += _rows(writer.identity, teacher, batches)
+            seen = sum(int(batch.num_tokens) for batch in batches)
+            report(sum(map(len, group)), seen)
+            in_block += seen
+        if _writes():
+            writer.write(number, rows)
+        phases.step(number + 1, in_block, 0)
+    dist.barrier()
+
+
+def _groups(names: Sequence[str], size: int) -> Iterator[list[list[str]]]:
+    """Microbatches that go through the stages together: twice as many as there are stages.
+
+    Those that do not fill a microbatch go alone: all of one pass have one shape.
+    """
+    batches = [list(names[start : start + size]) for start in range(0, len(names), size)]
+    last = [batches.pop()] if len(batches[-1]) < size else []
+    together = 2 * parallel_state.get_pipeline_model_parallel_world_size()
+    for start in range(0, len(batches), together):
+        yield batches[start : start + together]
+    if last:
+        yield last
+
+
+def _rows(
+    identity: CacheIdentity, teacher: SharedTeacher, batches: Sequence[Microbatch]
+) -> list[Row]:
+    """The rows of some microbatches, on the rank that writes; none elsewhere."""
+    last = parallel_state.get_pipeline_model_parallel_world_size() - 1
+    outputs = teacher.outputs(
+        batches,
+        TeacherNeeds(
+            distribution=identity.kind in SPARSE,
+            layers=dict.fromkeys(identity.layers, (last,)),
+            pooling=identity.pooling,
+            final=identity.final,
+        ),
+    )
+    if not parallel_state.is_pipeline_last_stage():
+        return []
+    rows: list[Row] = []
+    for index, batch in enumerate(batches):
+        for row in range(len(batch.tokens)):
+            made = _row(identity, outputs, batch, index, row)
+            rows += [made] if _writes() else []
+    return rows
+
+
+def _row(
+    identity: CacheIdentity, outputs: TeacherOutputs, batch: Microbatch, index: int, row: int
+) -> Row:
+    count = int((batch.segment_ids[row] >= 0).sum())
+    name = batch.sample_hashes[row]
+    if identity.kind == "embeddings":
+        first = int(batch.segments_per_sample[:row].sum())
+        stop = first + int(batch.segments_per_sample[row])
+        return encode_sample(name, count, identity, dense=[outputs.embeddings[index][first:stop]])
+    if identity.kind == "hidden":
+        parts = [outputs.hidden[index]] if identity.final else []
+        parts += [outputs.layers[layer][index] for layer in identity.layers]
+        return encode_sample(name, count, identity, dense=[part[:count, row] for part in parts])
+    assert outputs.head is not None
+    hidden = outputs.hidden[index][:count, row]
+    return encode_sample(name, count, identity, logits=_logits(hidden, outputs.head, identity))
+
+
+def _logits(hidden: Tensor, head: Tensor, identity: CacheIdentity) -> Iterator[Tensor]:
+    """[chunk, V] of the true vocabulary, whole on every tensor-parallel rank, chunk after chunk."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    step = max(1, LOGITS_BYTES // (8 * identity.vocab_size))
+    for start in range(0, len(hidden), step):
+        local = (hidden[start : start + step] @ head.T).float()
+        if group.size() > 1:
+            local = gather_rows(local.T.contiguous(), group).T
+        yield local[:, : identity.vocab_size]
+
+
+def _microbatch(places: Sequence[Place]) -> Microbatch:
+    rows = [data[index] for data, index in places]
+    fields: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in TENSORS}
+    fields["sample_hashes"] = [row["sample_hash"] for row in rows]
+    return Microbatch.of(fields, compute_device())
+
+
+def _writes() -> bool:
+    """Whether this rank writes its copy's blocks."""
+    first = parallel_state.get_tensor_model_parallel_rank() == 0
+    return first and parallel_state.is_pipeline_last_stage()

@@ -1,0 +1,67 @@
+"""The cached teacher of a recipe, on a rank of its training."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from megatron.core import parallel_state
+
+from ekd_nemo.backend.device import compute_device
+from ekd_nemo.config.architecture import Architecture, padded_vocab
+from ekd_nemo.config.recipe import Recipe
+from ekd_nemo.data.order import rank_microbatches, samples_at
+from ekd_nemo.data.packed import PackedDataset
+from ekd_nemo.models.cache_build import DTYPES
+from ekd_nemo.models.cache_identity import needs_of
+from ekd_nemo.models.weights import FolderSource
+from ekd_nemo.models.weights.parts import Rank, VocabRows
+from ekd_nemo.models.weights.source import HEAD
+from ekd_nemo.sources.cache_fit import check_cache_fits
+from ekd_nemo.teacher.cache.reader import CacheReader
+from ekd_nemo.teacher.cache.source import CachedTeacher, Standing
+
+
+def cached_teacher(
+    recipe: Recipe, student: Architecture, teacher: Architecture, first_step: int
+) -> CachedTeacher:
+    """Open the cache; Megatron's groups stand.
+
+    The head is loaded from the teacher's folder where the cache keeps final hidden states.
+
+    Raises: DataError or ConfigError if the cache does not fit the recipe.
+    """
+    assert recipe.teacher is not None
+    assert recipe.teacher.cache is not None
+    needs = needs_of(recipe, student, teacher)
+    identity = check_cache_fits(recipe, needs.layers)
+    cut = recipe.student.parallel
+    last = parallel_state.is_pipeline_last_stage()
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    standing = Standing(
+        compute_device(),
+        DTYPES[recipe.teacher.precision],
+        stage=parallel_state.get_pipeline_model_parallel_rank(),
+        last_stage=last,
+        sequence_rank=rank if cut.sequence_parallel else 0,
+        sequence_ranks=cut.tensor if cut.sequence_parallel else 1,
+    )
+    head = None
+    if last and identity.final:
+        rows = padded_vocab(teacher.vocab_size, cut.tensor) // cut.tensor
+        found = VocabRows(HEAD).read_padded(
+            FolderSource(recipe.teacher.path), Rank(rank, cut.tensor), rows
+        )
+        head = found.to(standing.device, standing.dtype)
+    reader = CacheReader(recipe.teacher.cache.path)
+    return CachedTeacher(reader, standing, head, coming_samples(recipe, first_step))
+
+
+def coming_samples(recipe: Recipe, first_step: int) -> Iterator[Sequence[str]]:
+    """The hashes of this data-parallel rank's samples, step after step, from `first_step` on."""
+    data, train = PackedDataset(recipe.data.path, "train"), recipe.train
+    rank = parallel_state.get_data_parallel_rank()
+    ranks = parallel_state.get_data_parallel_world_size()
+    for step in range(first_step, train.steps):
+        size = train.global_batch_size
+        batch = samples_at(len(data), recipe.seed, step * size, size)
+        share = rank_microbatches(batch, rank, ranks, train.micro_batch_size)
+        yield [data[int(index)]["sample_hash"] for index in np.ravel(share)]
