@@ -8,10 +8,11 @@ import typer
 
 from ekd_nemo.cli import cluster as on_cluster
 from ekd_nemo.cli.common import table
+from ekd_nemo.cli.plan import plan
 from ekd_nemo.errors import ConfigError, UserError
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="List, show and launch recipes."
+    no_args_is_help=True, rich_markup_mode=None, help="List, show, plan and launch recipes."
 )
 
 Name = Annotated[
@@ -170,3 +171,4 @@ def _launch_local(
 app.command()(on_cluster.status)
 app.command()(on_cluster.cancel)
 app.command()(on_cluster.resume)
+app.command("plan")(plan)
