@@ -44,14 +44,37 @@ def survey() -> dict[str, Any]:
     from ekd_nemo.records.capture import PACKAGES, package_versions
 
     versions = package_versions()
+    devices = _devices()
     return {
+        "in short": _in_short(devices),
         "machine": _machine(),
         "container": _container(),
         "tools": {tool: shutil.which(tool) or "not found" for tool in TOOLS},
         "packages": {name: versions.get(name, "not installed") for name in PACKAGES},
         "meters": _meters(),
-        "what `auto` would measure": _devices(),
+        "what `auto` would measure": devices,
     }
+
+
+def _in_short(devices: Sequence[dict[str, str]]) -> dict[str, str]:
+    """What the rest means for somebody who wants to run something here."""
+    gpus = [d for d in devices if d["device"].startswith("GPU-")]
+    boards = [d for d in devices if d["role"] == "accelerator"]
+    measured = all(d["source"] == "measured" for d in boards)
+    slurm = shutil.which("sbatch") is not None
+    return {
+        "training": f"on {_plural(len(gpus), 'GPU')}"
+        if gpus
+        else "on the CPU: the smoke recipes (`make quickstart`); the others need GPUs",
+        "energy": f"measured, by {', '.join(sorted({d['meter'] for d in boards}))}"
+        if measured
+        else "an estimate from utilisation and an assumed TDP, not a measurement: NVML or RAPL would measure",
+        "cluster": "Slurm is here" if slurm else "no Slurm here: `ekd recipe launch NAME --local`",
+    }
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _machine() -> dict[str, str]:
@@ -102,7 +125,7 @@ def _meters() -> dict[str, str]:
         except MeterUnavailableError as error:
             found[name] = "no: " + str(error).removeprefix(f"{name}: ")
             continue
-        found[name] = f"yes: {len(meter.devices)} devices, {meter.source}"
+        found[name] = f"yes: {_plural(len(meter.devices), 'device')}, {meter.source}"
         meter.close()
     return found
 

@@ -75,14 +75,24 @@ def verify(run: Annotated[Path, typer.Argument(help="The run directory.")]) -> N
     from ekd_nemo.telemetry.verify import table_rows, verify_run
 
     verdict = verify_run(RunDir(run))
-    typer.echo(table(table_rows(verdict)))
+    if verdict.devices:
+        typer.echo(table(table_rows(verdict)))
+        typer.echo(
+            "\ntime: from the first power sample to the last; gaps: stretches without one, and the longest; "
+            "counter: power integrated, against the energy counter, from 60 s on"
+        )
     lines = sum(report.lines for report in verdict.files.values())
-    typer.echo(f"\n{len(verdict.files)} files, {lines} lines")
+    typer.echo(f"read {lines:,} lines in {len(verdict.files)} files")
     for note in verdict.notes:
         typer.echo(f"note: {note}")
     for problem in verdict.problems:
         typer.echo(f"problem: {problem}")
-    typer.echo("whole" if verdict.is_whole else f"not whole: {len(verdict.problems)} problems")
+    count = len(verdict.problems)
+    typer.echo(
+        f"{run}: whole: every sampler ended in order, every phase was sampled, no line is torn"
+        if verdict.is_whole
+        else f"{run}: not whole: {count} problem{'s' if count > 1 else ''}; its figures carry flags and bounds"
+    )
     if not verdict.is_whole:
         raise typer.Exit(EXIT_FAILURE)
 

@@ -282,7 +282,7 @@ def table_rows(verdict: Verdict) -> Sequence[Sequence[str]]:
             "time",
             "gaps",
             "longest",
-            "integral - counter",
+            "counter",
         ]
     ]
     for device in verdict.devices:

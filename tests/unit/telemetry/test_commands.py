@@ -44,7 +44,7 @@ def test_record_passes_on_exit_code_and_output_and_leaves_a_whole_run(
     assert [device.uuid for device in attempt.devices] == done.stdout.strip().split(",")
     assert len(read_record(run).of(PowerLine)) >= 3
     assert main(["telemetry", "verify", str(run.path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "whole"
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{run.path}: whole: ")
     run.power_files()[0].write_text("{\n")
     assert main(["telemetry", "verify", str(run.path)]) == 1
     assert "1 torn lines" in capsys.readouterr().out
@@ -108,6 +108,10 @@ def test_doctor_says_what_would_be_measured(
     devices = facts["what `auto` would measure"]
     assert devices
     assert all(device["source"] in ("measured", "estimated") for device in devices)
+    sources = {device["source"] for device in devices if device["role"] == "accelerator"}
+    assert facts["in short"]["energy"].startswith(
+        "measured, by" if sources == {"measured"} else "an estimate"
+    )
     poison = tmp_path / "torch.py"
     poison.write_text("raise ImportError('doctor imported torch')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

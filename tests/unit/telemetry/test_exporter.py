@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -238,13 +239,7 @@ def test_serve_beside_a_recording(served: int) -> None:
 
 
 def test_the_dashboard_asks_for_what_is_served(tmp_path: Path) -> None:
-    dashboard = json.loads(DASHBOARD.read_text())
-    asked = {
-        name
-        for panel in dashboard["panels"]
-        for target in panel["targets"]
-        for name in re.findall(r"ekd_\w+", target["expr"])
-    }
+    asked = {name for text in dashboard_expressions() for name in re.findall(r"ekd_\w+", text)}
     assert len(asked) >= 10
     families = RunsCollector(tmp_path).collect()
     served = {f.name + ("_total" if f.type == "counter" else "") for f in families}
@@ -277,11 +272,30 @@ def test_a_real_prometheus_scrapes_it(served: int, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        query = f"http://127.0.0.1:{port}/api/v1/query?query=ekd_power_watts"
-        wait_for(lambda: '"estimated"' in fetch(query), timeout_s=60)
+        wait_for(lambda: '"estimated"' in ask(port, "ekd_power_watts"), timeout_s=60)
+        # power by rank and phase is a join: labels that change would make a new series each time
+        joined = "ekd_rank_phase * on (run, node, uuid) group_left () ekd_power_watts"
+        (found,) = json.loads(ask(port, joined))["data"]["result"]
+        assert float(found["value"][1]) > 0
+        named = {"run": "r", "rank": "0", "phase": "student_train"}
+        assert named.items() <= found["metric"].items()
+        assert {"node", "uuid"} <= found["metric"].keys()
+        for expression in dashboard_expressions():
+            answer = json.loads(ask(port, re.sub(r"\$(run|node)", ".*", expression)))
+            assert answer["status"] == "success", answer
     finally:
         prometheus.terminate()
         prometheus.wait(20)
+
+
+def ask(port: int, query: str) -> str:
+    """What Prometheus answers to a query, as JSON; nothing while it does not listen yet."""
+    return fetch(f"http://127.0.0.1:{port}/api/v1/query?{urlencode({'query': query})}")
+
+
+def dashboard_expressions() -> list[str]:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
 
 
 def fetch(url: str) -> str:
