@@ -9,7 +9,7 @@ from ekd_nemo.cli.eval_lm import LmOptions, metered
 from ekd_nemo.config.recipe import EvalLm
 from ekd_nemo.evals.eval_dir import EvalDir
 from ekd_nemo.evals.harnesses import LIGHT
-from ekd_nemo.evals.light import BUILT_IN, gather_light_tasks, lighteval
+from ekd_nemo.evals.light import BUILT_IN, DEFAULT, gather_light_tasks, lighteval
 from ekd_nemo.evals.light_env import open_env
 from ekd_nemo.evals.lm import STORE, evaluate
 from ekd_nemo.evals.results import read_eval_dir
@@ -21,14 +21,16 @@ def run_light(options: LmOptions, env: Path) -> None:
     """Check everything, make the environment if it is not there, evaluate what is not stored, print the scores."""
     options.check()
     subject = find_subject(options.target, typer.echo)
-    wanted = EvalLm(tasks=BUILT_IN)
+    wanted = EvalLm(tasks=DEFAULT)
     names = options.names(wanted)
     split = find_split(subject, names, options.data)
-    tasks = gather_light_tasks(names, options.include_path, split, STORE / "tasks")
+    tasks = gather_light_tasks(
+        names, options.include_path, split, STORE / "tasks", options.task_data
+    )
     eval_dir = EvalDir(subject.eval_dir(options.out).path, LIGHT)
     targets = find_targets(subject, options.beside, eval_dir=eval_dir, tell=typer.echo)
     engine = lighteval(open_env(env, typer.echo))
-    if tasks.data is not None:
+    if set(names) & set(BUILT_IN):
         typer.echo(f"held-out text: {split.origin}, seed {split.seed}, fraction {split.fraction}")
     log = subject.log(eval_dir).with_name("light_eval.log")
     evaluate(

@@ -48,6 +48,7 @@ class LmOptions:
     again: bool
     trust_remote_code: bool
     ranks: int = 1
+    task_data: Path | None = None
 
     @property
     def beside(self) -> Beside:
@@ -106,7 +107,7 @@ def run_lm(options: LmOptions) -> None:
     eval_dir = subject.eval_dir(options.out)
     targets = find_targets(subject, options.beside, eval_dir=eval_dir, tell=typer.echo)
     split = find_split(subject, names, options.data)
-    tasks = gather_tasks(names, folder, split, STORE / "tasks")
+    tasks = gather_tasks(names, folder, split, STORE / "tasks", options.task_data)
     if set(names) & set(BUILT_IN):
         typer.echo(f"held-out text: {split.origin}, seed {split.seed}, fraction {split.fraction}")
     evaluate(

@@ -26,6 +26,10 @@ Dtype = Annotated[
 Data = Annotated[
     Path | None, typer.Option(help="Shards whose held-out side the built-in tasks take.")
 ]
+TaskData = Annotated[
+    Path | None,
+    typer.Option(help="A folder of bbh/*.json and gsm8k/*.jsonl, for bbh_choice_*, gsm8k_*."),
+]
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the results; by default the run's eval/.")
 ]
@@ -72,6 +76,7 @@ def lm(
     device: Device = "auto",
     dtype: Dtype = "auto",
     data: Data = None,
+    task_data: TaskData = None,
     out: Out = None,
     chat_template: ChatTemplate = False,
     student_only: StudentOnly = False,
@@ -100,6 +105,7 @@ def lm(
             again=again,
             trust_remote_code=trust_remote_code,
             ranks=ranks,
+            task_data=task_data,
         )
     )
 
@@ -127,6 +133,7 @@ def light(
     device: Device = "auto",
     dtype: Dtype = "auto",
     data: Data = None,
+    task_data: TaskData = None,
     out: Out = None,
     env: Annotated[Path, typer.Option(help="Environment of lighteval; made if absent.")] = Path(
         "assets/env/lighteval"
@@ -157,6 +164,7 @@ def light(
         student_only=student_only,
         again=again,
         trust_remote_code=trust_remote_code,
+        task_data=task_data,
     )
     run_light(options, env)
 

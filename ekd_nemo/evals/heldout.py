@@ -5,8 +5,9 @@ sections are taken in the order of a hash. So a long section does not crowd out 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 
 from ekd_nemo.errors import DataError
 from ekd_nemo.sources.python_docs import PythonDoc, held_out
@@ -17,18 +18,22 @@ NUM_PASSAGES = 20
 CONTEXT_CHARS = 360
 CONTEXT_MIN_CHARS = 120
 NUM_WORDS = 64
+WORD_CHOICE = "python_docs_word_choice"
+NUM_CHOICE_ITEMS = 128
+NUM_CHOICES = 4
 
 # A lower-case word that ends a sentence and is not the first word of its line.
 _LAST_WORD = re.compile(r"(?<=[a-z,”\"]) (?P<word>[a-z]{3,})\.(?=\s|$)")
 
 Item = dict[str, str]
+ChoiceItem = dict[str, str | list[str] | int]
 
 
-def items_of(task: str, seed: int, fraction: float) -> list[Item]:
+def items_of(task: str, seed: int, fraction: float) -> list[dict[str, Any]]:
     """The items of a built-in task for one split.
 
     Args:
-        task: `python_docs_bits_per_byte` or `python_docs_last_word`.
+        task: `python_docs_bits_per_byte`, `python_docs_last_word` or `python_docs_word_choice`.
         seed: of the split, from the manifest of the shards.
         fraction: held out, from the manifest of the shards.
 
@@ -36,7 +41,12 @@ def items_of(task: str, seed: int, fraction: float) -> list[Item]:
         DataError: if the split holds out no text that is long enough.
     """
     docs = held_out(seed, fraction)
-    items = passages(docs) if task == "python_docs_bits_per_byte" else last_words(docs)
+    makers: dict[str, Callable[[Sequence[PythonDoc]], Sequence[Mapping[str, Any]]]] = {
+        "python_docs_bits_per_byte": passages,
+        "python_docs_last_word": last_words,
+        WORD_CHOICE: word_choices,
+    }
+    items = [dict(item) for item in makers[task](docs)]
     if not items:
         raise DataError(
             f"{task}: the split with seed {seed} and validation_fraction {fraction} holds out no usable text of "
@@ -54,6 +64,24 @@ def passages(docs: Iterable[PythonDoc], limit: int = NUM_PASSAGES) -> list[Item]
 def last_words(docs: Iterable[PythonDoc], limit: int = NUM_WORDS) -> list[Item]:
     """Sentences up to their last word: {section, context, word}."""
     return _round_robin([_words_of(doc) for doc in docs], limit)
+
+
+def word_choices(docs: Iterable[PythonDoc], limit: int = NUM_CHOICE_ITEMS) -> list[ChoiceItem]:
+    """Sentences with their last word among three of other sentences, in the order of a hash: {query, choices, gold}."""
+    items = last_words(docs, limit)
+    words = sorted({item["word"] for item in items}, key=lambda word: _digest({"word": word}))
+    return [_choices(item, words) for item in items if len(words) >= NUM_CHOICES]
+
+
+def _choices(item: Item, words: Sequence[str]) -> ChoiceItem:
+    start = words.index(item["word"])
+    offered = [words[(start + step) % len(words)] for step in range(NUM_CHOICES)]
+    offered.sort(key=lambda word: _digest({"context": item["context"], "word": word}))
+    return {
+        "query": item["context"],
+        "choices": [f" {word}" for word in offered],
+        "gold": offered.index(item["word"]),
+    }
 
 
 def _cut(text: str) -> list[str]:

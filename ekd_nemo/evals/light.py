@@ -1,6 +1,6 @@
 """`ekd eval light`: lighteval as an engine of `evaluate`, and the tasks that it gets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -8,12 +8,15 @@ from typing import Final
 
 from ekd_nemo.errors import UserError
 from ekd_nemo.evals.harnesses import LIGHT
+from ekd_nemo.evals.heldout import WORD_CHOICE
 from ekd_nemo.evals.light_env import LightEnv
 from ekd_nemo.evals.lm import Engine
-from ekd_nemo.evals.taskset import Split, TaskSet, items_text, keep
+from ekd_nemo.evals.local_tasks import local_tasks
+from ekd_nemo.evals.taskset import Split, TaskSet, as_lines, items_text, keep
 
 # lighteval's rolling log-likelihood is not one, so bits per byte is lm-eval's alone.
-BUILT_IN: Final = ("python_docs_last_word",)
+BUILT_IN: Final = ("python_docs_last_word", WORD_CHOICE)
+DEFAULT: Final = BUILT_IN[:1]
 
 
 def lighteval(env: LightEnv) -> Engine:
@@ -24,54 +27,75 @@ def lighteval(env: LightEnv) -> Engine:
 
 
 def gather_light_tasks(
-    names: Sequence[str], custom_tasks: Path | None, split: Split, store: Path
+    names: Sequence[str],
+    custom_tasks: Path | None,
+    split: Split,
+    store: Path,
+    task_data: Path | None = None,
 ) -> TaskSet:
-    """The asked tasks: built-in ones over held-out text, those of a user's file, or lighteval's own.
+    """The asked tasks: ekd's own over held-out text or local data, those of a user's file, or lighteval's.
 
     Args:
         names: without the number of examples.
         custom_tasks: a Python file with a `TASKS_TABLE`; it is run.
         split: what the built-in tasks may take.
         store: where items of built-in tasks lie.
+        task_data: a folder of data for the choice tasks of `local_tasks`; None: there is none.
 
     Raises:
         UserError: for built-in tasks together with a file, a file that is not there, or a name with `|`.
+        DataError: if the folder of data is not one.
     """
     for name in names:
         if "|" in name:
             raise UserError(f"task '{name}': give the number of examples with --num-fewshot")
-    built_in = [name for name in names if name in BUILT_IN]
+    built_in = {name: items_text(name, split) for name in names if name in BUILT_IN}
+    built_in |= _local_items(names, task_data)
     if custom_tasks is not None and not custom_tasks.is_file():
         raise UserError(
             f"{custom_tasks}: no such file; --custom-tasks takes a Python file of lighteval tasks"
         )
     if custom_tasks is not None and built_in:
         raise UserError(
-            f"{built_in[0]} is built in: lighteval takes one file of tasks, so leave --custom-tasks out"
+            f"{next(iter(built_in))} is ekd's own: lighteval takes one file of tasks, so leave --custom-tasks out"
         )
     if built_in:
-        return _built_in(names, split, store)
+        return _own(names, built_in, store)
     digest = sha256(custom_tasks.read_bytes() if custom_tasks else b"harness").hexdigest()[:16]
     file = str(custom_tasks.resolve()) if custom_tasks else None
     hashes = dict.fromkeys(names, digest)
     return TaskSet(tuple(names), (), hashes, local=False, include_defaults=False, custom_tasks=file)
 
 
-def _built_in(names: Sequence[str], split: Split, store: Path) -> TaskSet:
+def _local_items(names: Sequence[str], task_data: Path | None) -> dict[str, str]:
+    """Items of the asked choice tasks over local data."""
+    if task_data is None:
+        return {}
+    makers = local_tasks(task_data)
+    made = [makers[name]() for name in names if name in makers]
+    for task in made:
+        if not task.is_choice:
+            raise UserError(f"{task.name}: only `ekd eval lm` has it; lighteval gets choice tasks")
+    return {task.name: as_lines(task.items["test"]) for task in made}
+
+
+def _own(names: Sequence[str], items: Mapping[str, str], store: Path) -> TaskSet:
+    """A folder with the items of ekd's own tasks, named by them."""
     file = _harness_file("light_tasks.py")
-    hashes: dict[str, str] = {}
-    folder = store / f"light-{sha256(f'{split.seed} {split.fraction}'.encode()).hexdigest()[:8]}"
-    for name in names:
-        items = items_text(name, split) if name in BUILT_IN else ""
-        hashes[name] = sha256(f"{file.read_text()}\0{items}".encode()).hexdigest()[:16]
-        if name in BUILT_IN:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            keep(folder / name / "test.jsonl", items)
+    content = "\0".join(text for pair in sorted(items.items()) for text in pair)
+    folder = store / f"light-{sha256(content.encode()).hexdigest()[:8]}"
+    for name, text in items.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        keep(folder / name / "test.jsonl", text)
+    hashes = {
+        name: sha256(f"{file.read_text()}\0{items.get(name, '')}".encode()).hexdigest()[:16]
+        for name in names
+    }
     return TaskSet(
         tuple(names),
         (),
         hashes,
-        local=set(names) <= set(BUILT_IN),
+        local=set(names) <= set(items),
         include_defaults=False,
         custom_tasks=str(file),
         data=str(folder.resolve()),

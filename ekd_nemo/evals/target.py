@@ -12,7 +12,7 @@ from ekd_nemo.evals.eval_dir import EvalDir
 from ekd_nemo.evals.lm import STORE, Target, Tell
 from ekd_nemo.evals.model_folder import CONFIG, ModelFolder, open_model
 from ekd_nemo.evals.model_source import find_model, is_checkpoint, is_hub_id
-from ekd_nemo.evals.taskset import BUILT_IN, Split
+from ekd_nemo.evals.taskset import BUILT_IN, DEFAULT, Split
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import read_manifest
 
@@ -39,7 +39,7 @@ class Subject:
             and self.recipe.evaluation.lm is not None
         ):
             return self.recipe.evaluation.lm
-        return EvalLm(tasks=BUILT_IN)
+        return EvalLm(tasks=DEFAULT)
 
     def eval_dir(self, out: Path | None) -> EvalDir:
         """Where results go: `out`, else the run's `eval/`, else a folder named after the model."""

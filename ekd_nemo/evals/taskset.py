@@ -11,11 +11,13 @@ from typing import Any, Final, cast
 import yaml
 
 from ekd_nemo.errors import ConfigError
-from ekd_nemo.evals.heldout import items_of
+from ekd_nemo.evals.heldout import WORD_CHOICE, items_of
+from ekd_nemo.evals.local_tasks import Item, choice_task, local_tasks
 from ekd_nemo.evals.model_folder import hash_files
 from ekd_nemo.records.atomic import write_text
 
-BUILT_IN: Final = ("python_docs_bits_per_byte", "python_docs_last_word")
+BUILT_IN: Final = ("python_docs_bits_per_byte", "python_docs_last_word", WORD_CHOICE)
+DEFAULT: Final = BUILT_IN[:2]
 _LOCAL_LOADERS: Final = ("json", "csv", "parquet", "text", "arrow")
 _DATA_SUFFIXES: Final = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".arrow", ".py")
 
@@ -55,7 +57,11 @@ _TaskLoader.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 def gather_tasks(
-    names: Sequence[str], include_path: Path | None, split: Split, store: Path
+    names: Sequence[str],
+    include_path: Path | None,
+    split: Split,
+    store: Path,
+    task_data: Path | None = None,
 ) -> TaskSet:
     """Find or make the files of the asked tasks.
 
@@ -64,10 +70,11 @@ def gather_tasks(
         include_path: a user's folder of task files; None: there is none.
         split: what the built-in tasks may take.
         store: where generated tasks lie, e.g. `assets/eval/tasks`.
+        task_data: a folder of data for the tasks of `local_tasks`; None: there is none.
 
     Raises:
         ConfigError: if the folder or one of its YAML files cannot be read.
-        DataError: if the split holds out nothing.
+        DataError: if the split holds out nothing, or the folder of data is not one.
     """
     user = {} if include_path is None else _read_folder(include_path)
     made = {
@@ -75,6 +82,11 @@ def gather_tasks(
         for name in names
         if name in BUILT_IN and name not in user
     }
+    own_data = {} if task_data is None else local_tasks(task_data)
+    for name in names:
+        if name in own_data and name not in user:
+            task = own_data[name]()
+            made[name] = placed(name, task.config, task.items, store)
     hashes = {name: folder.name for name, folder in made.items()}
     own = [name for name in names if name in user]
     if include_path is not None and own:
@@ -90,25 +102,42 @@ def gather_tasks(
 
 
 def built_in(name: str, split: Split, store: Path) -> Path:
-    """A folder with one task's YAML and data, named by the hash of both; made if it is not there."""
+    """The folder of a built-in task; made if it is not there."""
+    items = items_of(name, split.seed, split.fraction)
+    if name == WORD_CHOICE:
+        task = choice_task(name, items)
+        return placed(name, task.config, task.items, store)
     template = files("ekd_nemo.evals").joinpath("tasks", f"{name}.yaml").read_text()
-    lines = items_text(name, split)
-    digest = sha256(f"{template}\0{lines}".encode()).hexdigest()[:16]
-    folder = store / digest
-    data = folder / f"{name}.jsonl"
-    config = {
-        **yaml.safe_load(template),
-        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
-    }
+    return placed(name, yaml.safe_load(template), {"test": items}, store)
+
+
+def placed(
+    name: str, config: Mapping[str, Any], items: Mapping[str, Sequence[Item]], store: Path
+) -> Path:
+    """A folder with a task's YAML and its items by split, named by the hash of both; made if it is not there."""
+    lines = {split: as_lines(found) for split, found in items.items()}
+    content = "\0".join([yaml.safe_dump(dict(config)), *lines, *lines.values()])
+    folder = store / sha256(content.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    keep(data, lines)
-    keep(folder / f"{name}.yaml", yaml.safe_dump(config, sort_keys=False))
+    suffixes = {split: "" if split == "test" else f".{split}" for split in lines}
+    data = {split: folder / f"{name}{suffix}.jsonl" for split, suffix in suffixes.items()}
+    for split, path in data.items():
+        keep(path, lines[split])
+    whole = {
+        **config,
+        "dataset_kwargs": {"data_files": {s: str(path.resolve()) for s, path in data.items()}},
+    }
+    keep(folder / f"{name}.yaml", yaml.safe_dump(whole, sort_keys=False))
     return folder
 
 
 def items_text(name: str, split: Split) -> str:
     """The items of a built-in task, one JSON object a line."""
-    items = items_of(name, split.seed, split.fraction)
+    return as_lines(items_of(name, split.seed, split.fraction))
+
+
+def as_lines(items: Sequence[Item]) -> str:
+    """One JSON object a line."""
     return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
 
 

@@ -10,7 +10,7 @@ from ekd_nemo.config.resolve import recipe_text
 from ekd_nemo.errors import CheckpointError, DataError, UserError
 from ekd_nemo.evals.lm import STORE
 from ekd_nemo.evals.target import Beside, find_split, find_subject, find_targets
-from ekd_nemo.evals.taskset import BUILT_IN
+from ekd_nemo.evals.taskset import BUILT_IN, DEFAULT
 
 
 def model(folder: Path) -> Path:
@@ -61,7 +61,7 @@ def test_a_folder_alone_has_no_role_and_a_place_of_its_own(tmp_path: Path) -> No
     home = subject.eval_dir(None)
     (target,) = find_targets(subject, Beside(), tell=print, eval_dir=home)
     assert (target.role, home.path.parent) == ("model", STORE)
-    assert subject.evaluation.tasks == BUILT_IN
+    assert subject.evaluation.tasks == DEFAULT
     assert subject.eval_dir(tmp_path / "out").path == tmp_path / "out"
 
 
