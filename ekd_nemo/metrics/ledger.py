@@ -17,12 +17,14 @@ from ekd_nemo.metrics.devices import (
     device_of,
     reconcile,
 )
+from ekd_nemo.metrics.joined import joined
 from ekd_nemo.metrics.ledger_rows import LedgerRow, device_rows
 from ekd_nemo.metrics.mark_lines import MarkColumns, RankKey, read_marks
 from ekd_nemo.metrics.marks import RankMarks, rank_marks
 from ekd_nemo.metrics.phase_stack import PHASE_NUMBER
 from ekd_nemo.metrics.phase_time import Window, windows_of
 from ekd_nemo.metrics.series import Telemetry, read_telemetry
+from ekd_nemo.records.clocks import ClockOffsets, read_clocks
 from ekd_nemo.records.jsonl import ReadReport
 from ekd_nemo.records.phases import E_RUN_PHASES
 from ekd_nemo.records.rundir import RunDir
@@ -64,20 +66,26 @@ class Ledger:
 def ledger_of_run(run: RunDir) -> Ledger:
     """Read a run's telemetry and marks and build its ledger.
 
-    Raises: OSError if a file cannot be read. Files that are absent give a ledger without rows.
+    Raises: OSError if a file cannot be read, DataError if the record of the nodes' clocks is broken. Files that are
+        absent give a ledger without rows.
     """
     telemetry = read_telemetry([*run.power_files(), *run.segment_files()])
-    return build_ledger(telemetry, read_marks(run.marks_files(), telemetry.report))
+    marks = read_marks(run.marks_files(), telemetry.report)
+    return build_ledger(telemetry, marks, read_clocks(run.clock_files()))
 
 
-def build_ledger(telemetry: Telemetry, marks: Mapping[RankKey, MarkColumns]) -> Ledger:
-    """The ledger of one run from its columns and marks; the order of the input does not matter."""
+def build_ledger(
+    telemetry: Telemetry,
+    marks: Mapping[RankKey, MarkColumns],
+    clocks: Sequence[ClockOffsets] = (),
+) -> Ledger:
+    """The ledger of one run from its columns, marks and nodes' clocks; the order of the input does not matter."""
     horizon = _Horizon(telemetry, marks)
     ranks = tuple(rank_marks(key, marks[key], horizon) for key in sorted(marks))
     by_boot: dict[str, list[RankMarks]] = defaultdict(list)
     for rank in ranks:
         by_boot[rank.key.boot_id].append(rank)
-    windows = {boot: tuple(windows_of(by_boot[boot])) for boot in sorted(by_boot)}
+    windows = joined({boot: tuple(windows_of(by_boot[boot])) for boot in sorted(by_boot)}, clocks)
     rows: list[LedgerRow] = []
     reconciliation: dict[tuple[str, str], Reconciliation] = {}
     flags = {flag for rank in ranks for flag in rank.flags}

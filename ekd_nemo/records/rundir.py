@@ -80,6 +80,14 @@ class RunDir:
         """The phase and step marks of one rank."""
         return self.telemetry / f"marks-{rank}.jsonl"
 
+    def clocks(self, attempt: int) -> Path:
+        """How far the clocks of an attempt's nodes lay apart."""
+        return self.telemetry / f"clocks-{attempt}.json"
+
+    def clock_files(self) -> list[Path]:
+        """Those of all attempts on several nodes, sorted by name."""
+        return sorted(self.telemetry.glob("clocks-*.json"))
+
     def power_files(self) -> list[Path]:
         """All samplers' files, sorted by name."""
         return sorted(self.telemetry.glob("power-*.jsonl"))

@@ -1,0 +1,71 @@
+"""Nodes of one attempt, their clocks far apart: one window, the same time on each clock."""
+
+from pathlib import Path
+
+import pytest
+
+from ekd_nemo.errors import DataError
+from ekd_nemo.metrics.energy import run_energy
+from ekd_nemo.metrics.ledger import ledger_of_run
+from ekd_nemo.records.clocks import ClockOffset, ClockOffsets, write_clocks
+from ekd_nemo.records.identity import write_identity
+from ekd_nemo.records.rundir import RunDir
+from tests.unit.metrics.synthetic import Recorder, S, identity
+
+AHEAD_S = 5000
+
+
+def two_nodes(folder: Path) -> RunDir:
+    """n1 trains from 10 to 60 s at 300 W; n2, its clock 5000 s ahead, joins at 20 and ends at 40 at 100 W."""
+    run = RunDir(folder / "r-s1")
+    write_identity(run, identity("r-s1"))
+    first = Recorder()
+    first.device("GPU-0")
+    first.sample("GPU-0", 0, 80, lambda _: 300.0)
+    first.phase(0, "student_train", 10, 60)
+    first.write(run)
+    second = Recorder(node="n2", boot_id="b2", sampler="s2")
+    second.device("GPU-1")
+    second.sample("GPU-1", AHEAD_S, AHEAD_S + 80, lambda _: 100.0)
+    second.phase(1, "teacher_forward", AHEAD_S + 20, AHEAD_S + 40)
+    second.write(run)
+    return run
+
+
+def offsets(ahead_ns: int = AHEAD_S * S, boot: str = "b2", attempt: int = 1) -> ClockOffsets:
+    def one(node: str, boot_id: str, ahead: int) -> ClockOffset:
+        return ClockOffset(node=node, boot_id=boot_id, ahead_ns=ahead, uncertainty_ns=9, rounds=16)
+
+    here = one("n1", "0123456789ab", 0)
+    return ClockOffsets(attempt=attempt, t_mono_ns=0, offsets=(here, one("n2", boot, ahead_ns)))
+
+
+def test_a_node_that_waits_for_the_others_is_idle_and_counts(tmp_path: Path) -> None:
+    run = two_nodes(tmp_path)
+    apart = run_energy(ledger_of_run(run))
+    assert apart.e_run.value == pytest.approx(300 * 50 + 100 * 20)
+    write_clocks(run.clocks(1), offsets())
+    ledger = ledger_of_run(run)
+    together = run_energy(ledger)
+    assert together.e_run.value == pytest.approx(300 * 50 + 100 * 50)
+    assert together.phases["idle"].value == pytest.approx(100 * 30)
+    assert together.phases["teacher_forward"].value == pytest.approx(100 * 20)
+    assert ledger.duration_s == pytest.approx(50)
+    assert together.mean_power.value == pytest.approx(400)
+
+
+@pytest.mark.parametrize("measured", [offsets(boot="another"), offsets(attempt=2)])
+def test_clocks_of_other_boots_or_attempts_join_nothing(
+    tmp_path: Path, measured: ClockOffsets
+) -> None:
+    run = two_nodes(tmp_path)
+    apart = ledger_of_run(run).rows
+    write_clocks(run.clocks(measured.attempt), measured)
+    assert ledger_of_run(run).rows == apart
+
+
+def test_a_broken_record_of_clocks_is_told(tmp_path: Path) -> None:
+    run = two_nodes(tmp_path)
+    run.clocks(1).write_text('{"attempt": 1, "t_mono_ns": 3, "offsets": []}')
+    with pytest.raises(DataError, match=r"clocks-1\.json: offsets"):
+        ledger_of_run(run)
