@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
 from ekd_nemo.config.cluster import Cluster
+from ekd_nemo.config.fp8 import fp8_misfit
 from ekd_nemo.config.known_models import KNOWN_MODELS
 from ekd_nemo.config.recipe import Parallel, Precision, Recipe
 from ekd_nemo.errors import ConfigError, LayoutError
@@ -16,8 +16,6 @@ from ekd_nemo.planner.layout import Layout
 from ekd_nemo.planner.memory import Outputs
 from ekd_nemo.planner.timing import Work
 
-# Transformer Engine's FP8 products want sides in multiples of this.
-FP8_MULTIPLE: Final = 16
 Place = Callable[[str], str]
 
 
@@ -112,6 +110,7 @@ def scenario(
     split = taught.split.ranks if taught is not None and taught.split is not None else 0
     check_precisions(recipe, cluster, place)
     student = _student(recipe, found, ranks - split, ranks, a, place)
+    _check_sides(student, "student", place)
     outputs = _outputs(recipe)
     if taught is None or found.teacher is None:
         return Scenario(recipe, student, None, None, outputs, 0)
@@ -132,6 +131,7 @@ def scenario(
         # The head is run by the loss, on the student's ranks.
         head_share=0.0 if response is None or response.support == "dense" else a.learned_share,
     )
+    _check_sides(work, "teacher", place)
     cached = taught.placement == "cached"
     return Scenario(
         recipe,
@@ -213,6 +213,14 @@ def _layout(
             f"{parallel.pipeline} = {copy} devices, and {ranks} are there; accepted: multiples of {copy}"
         )
     return Layout.of(parallel, ranks)
+
+
+def _check_sides(work: Work, who: str, place: Place) -> None:
+    if work.precision != "fp8":
+        return
+    reason = fp8_misfit(work.arch, work.layout.tensor, work.tokens)
+    if reason:
+        raise LayoutError(f"{place(f'{who}.precision')}: {who}.precision: {reason}")
 
 
 def _outputs(recipe: Recipe) -> Outputs:
