@@ -6,7 +6,7 @@
 import io
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from ekd_nemo.metrics.format import MISSING
 from ekd_nemo.metrics.general_table import general_table
 from ekd_nemo.metrics.render import as_csv, as_json
 from ekd_nemo.metrics.summary import Summary
-from ekd_nemo.metrics.table_parts import Row, Table
+from ekd_nemo.metrics.table_parts import Row
 from ekd_nemo.metrics.tables import INTERVALS, absences_of, flags_of, listed, tables_of
 from ekd_nemo.records.atomic import write_bytes, write_text
 from ekd_nemo.report import style
@@ -26,6 +26,7 @@ from ekd_nemo.report.content import Content
 from ekd_nemo.report.drawn import Absent, Plot
 from ekd_nemo.report.figures import FIGURES, SECTIONS
 from ekd_nemo.report.page_style import CSS
+from ekd_nemo.report.tables import slug, table_html
 
 _PNG_DPI: Final = 200
 _UNDATED: Final = {
@@ -67,12 +68,12 @@ def _page(content: Content, drawn: Drawn) -> str:
     runs = {run.run_id for run in summary.runs}
     count = f"{_count(len(summary.runs), 'run')} of {_count(len(summary.methods), 'method')}"
     figures = "\n".join(
-        f'<section id="{_slug(title)}"><h2>{escape(title)}</h2>\n'
+        f'<section id="{slug(title)}"><h2>{escape(title)}</h2>\n'
         + "\n".join(_figure_html(plot, drawn[plot.name]) for plot in plots)
         + "</section>"
         for title, plots in SECTIONS.items()
     )
-    tables = "\n".join(_table_html(table, runs) for table in tables_of(summary))
+    tables = "\n".join(table_html(table, runs) for table in tables_of(summary))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -80,7 +81,7 @@ def _page(content: Content, drawn: Drawn) -> str:
         f"<title>ekd: {count}</title><style>{CSS}</style></head>\n<body>\n{_contents()}\n<main>\n"
         f"<h1>Energy and quality of {count}</h1>\n{_lead(summary)}\n"
         f'<section id="all-methods"><h2>All methods</h2>\n'
-        f"{_table_html(general_table(summary), runs, titled=False)}</section>\n{figures}\n"
+        f"{table_html(general_table(summary), runs, titled=False)}</section>\n{figures}\n"
         f'<section id="tables"><h2>Tables</h2>\n{tables}</section>\n{_notes(summary)}\n'
         "</main></body></html>\n"
     )
@@ -91,7 +92,7 @@ def _contents() -> str:
     links = [_link("all-methods", "All methods")]
     for title, plots in SECTIONS.items():
         inner = "".join(f"<li>{_link(plot.name, plot.title)}</li>" for plot in plots)
-        links.append(f"{_link(_slug(title), title)}<ul>{inner}</ul>")
+        links.append(f"{_link(slug(title), title)}<ul>{inner}</ul>")
     links += [_link("tables", "Tables"), _link("flags", "Flags"), _link("missing", "Not available")]
     items = "".join(f"<li>{link}</li>" for link in links)
     return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
@@ -141,40 +142,6 @@ def _svg(plot: Plot, figure: Figure) -> str:
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def _table_html(table: Table, runs: set[str], *, titled: bool = True) -> str:
-    """The table; rows of runs are folded away under those of methods."""
-    told = [rows for rows in table.sections if not _is_of_runs(rows, runs)]
-    single = [row for rows in table.sections if _is_of_runs(rows, runs) for row in rows]
-    title = f'<h3 id="table-{_slug(table.title)}">{escape(table.title)}</h3>\n' if titled else ""
-    text = f'{title}<p class="caption">{escape(table.caption)}</p>\n{_rows_html(table, told)}'
-    if single:
-        folded = _rows_html(table, [tuple(single)])
-        text += f"<details><summary>Each run ({len(single)})</summary>{folded}</details>"
-    return text
-
-
-def _is_of_runs(rows: tuple[Row, ...], runs: set[str]) -> bool:
-    return all(row[0] in runs for row in rows)
-
-
-def _rows_html(table: Table, sections: Iterable[tuple[Row, ...]]) -> str:
-    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
-    bodies = "".join(
-        "<tbody>" + "".join(f"<tr>{_cells_html(row)}</tr>" for row in rows) + "</tbody>\n"
-        for rows in sections
-    )
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>\n{bodies}</table></div>\n'
-
-
-def _cells_html(row: Row) -> str:
-    first, *others = row
-    cells = "".join(
-        f'<td class="absent">{cell}</td>' if cell == MISSING else f"<td>{escape(cell)}</td>"
-        for cell in others
-    )
-    return f'<th scope="row">{escape(first)}</th>{cells}'
-
-
 def _notes(summary: Summary) -> str:
     """The flags with what they mean, and why figures are missing."""
     flags = [(note.flag, note.meaning, listed(note.where)) for note in flags_of(summary)]
@@ -202,10 +169,6 @@ def _told(columns: Row, rows: list[Row], none: str) -> str:
         f'<div class="scroll" tabindex="0"><table class="told"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower())
 
 
 def _count(number: int, what: str) -> str:

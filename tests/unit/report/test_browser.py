@@ -11,7 +11,6 @@ import pytest
 from ekd_nemo.cli.app import main
 from ekd_nemo.report.figures import FIGURES
 from tests.browser import ABSENT, CHROMIUM, Page, browser
-from tests.simulated_runs import make_runs
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=ABSENT)
@@ -42,11 +41,9 @@ CLASHES_JS = """[...document.querySelectorAll('figure svg')].flatMap(s => {
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("simulated")
-    runs = make_runs(folder / "runs", repeats=2, period_s=4.0)
-    out = folder / "report.html"
-    assert main(["report", "build", str(runs), "--out", str(out)]) == 0
+def report(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    assert main(["report", "build", str(simulated), "--out", str(out)]) == 0
     return out
 
 
