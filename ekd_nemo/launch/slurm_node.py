@@ -122,9 +122,7 @@ class NodeStep:
                 line = verdict(self._culprits(number), watch.silence_s())
                 write_text(hung_file(self._run, self._task.attempt), f"error: {line}\n")
                 sys.stderr.write(f"error: {line}\n")
-                if self._child is not None:
-                    self._child.kill()
-                    self._child.wait()
+                self._result()
                 return EXIT_HUNG
         return self._result()
 
@@ -142,8 +140,12 @@ class NodeStep:
         return False
 
     def _result(self) -> int:
+        """The rank's exit code, where this process has one; a rank that hangs is ended."""
         if self._child is None:
             return EXIT_OK
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
         code = self._child.returncode
         return code if code >= 0 else 128 - code
 
@@ -164,8 +166,8 @@ class NodeStep:
         return silent_ranks(self._run, nodes, states, number)
 
     def _follow(self) -> int:
-        """Wait for the end; answer when the first node asks how the processes are."""
-        while self._goes_on():
+        """Wait for the end; answer when the first node asks how the processes are, end when it has named a rank."""
+        while self._goes_on() and not hung_file(self._run, self._task.attempt).is_file():
             if self._ask_file().is_file() and not self._answer_file(node_name()).is_file():
                 self._answer()
         return self._result()

@@ -295,17 +295,15 @@ export EKD_ATTEMPT
   "${{command[@]}}" >>"$run/logs/train.log" 2>&1 &
 ranks=$!
 
-# Whichever ends first. Of the samplers only a hung rank ends the job.
-wait -n "$sampler" "$ranks"
-if [ $? -eq {hung} ]; then
-  kill -TERM "$ranks" 2>/dev/null
-  wait "$ranks"
-  fail "$(sed 's/^error: //' "$run/logs/slurm/hung-$SLURM_JOB_ID-$restarts")" {hung}
-fi
+# Until they end, or the samplers have named a rank that hangs.
+hung="$run/logs/slurm/hung-$SLURM_JOB_ID-$restarts"
+while kill -0 "$ranks" 2>/dev/null && [ ! -s "$hung" ]; do sleep 1; done
+[ ! -s "$hung" ] || kill -TERM "$ranks" 2>/dev/null
 wait "$ranks"
 code=$?
 scancel --quiet --signal=TERM "$SLURM_JOB_ID.$sampler_step"
-wait "$sampler"
+for second in $(seq 60); do kill -0 "$sampler" 2>/dev/null || break; sleep 0.5; done
+[ ! -s "$hung" ] || fail "$(sed 's/^error: //' "$hung")" {hung}
 
 # {saved}: saved, after the time limit's signal or a preemption. {unheard}: signalled before anybody listened.
 if [ "$code" -eq {saved} ] || [ "$code" -eq {unheard} ]; then

@@ -23,10 +23,10 @@ data:
 objective: {alpha: 0.5, response: {}}
 optimizer: {lr: 1e-2, warmup_steps: 1}
 train:
-  steps: 4
+  steps: 30
   global_batch_size: 4
   micro_batch_size: 2
-  val_interval: 4
+  val_interval: 30
   val_samples: 4
   checkpoint_interval: 100
 evaluation:

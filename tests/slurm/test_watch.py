@@ -1,0 +1,84 @@
+"""The batch script of ranks on a real Slurm, with ranks that only mark steps: hung, told to save, failed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ekd_nemo.config.cluster import load_cluster
+from ekd_nemo.config.resolve import resolve_recipe
+from ekd_nemo.launch.slurm_commands import submit
+from ekd_nemo.launch.slurm_graph import plan_cluster
+from ekd_nemo.launch.slurm_run import make_run
+from ekd_nemo.launch.slurm_text import LOGS, Part, sbatch_text
+from ekd_nemo.records.rundir import RunDir
+from tests.slurm.conftest import Project, show_job, until
+
+pytestmark = pytest.mark.timeout(240)
+RANK = Path(__file__).with_name("stepping_rank.py")
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A submitted train part."""
+
+    run: RunDir
+    job_id: str
+
+    def until_over(self, project: Project) -> str:
+        until(
+            lambda: show_job(self.job_id)["JobState"] in ENDED,
+            150,
+            lambda: project.said(self.run.path),
+        )
+        return show_job(self.job_id)["JobState"]
+
+    def log(self) -> str:
+        return (self.run.path / LOGS / f"train-{self.job_id}.log").read_text()
+
+
+def start(project: Project, monkeypatch: pytest.MonkeyPatch, *words: str) -> Started:
+    """Submit the very train part of a launch, its ranks replaced."""
+    monkeypatch.chdir(project.folder)
+    project.cluster("heartbeat_s: 600", "heartbeat_s: 20")
+    loaded = load_cluster("here")
+    launch = plan_cluster(resolve_recipe("tiny"), loaded, workdir=project.folder)
+    run, recipe = launch.runs[0], launch.plans[0].recipe
+    make_run(run, recipe, loaded.cluster)
+    (run.path / LOGS).mkdir(parents=True)
+    arguments = (str(RANK), "--run", str(run.path), *words)
+    part = Part("train", "marking steps", (arguments,), nodes=2, ranks=2)
+    script = run.path / LOGS / "train.sbatch"
+    script.write_text(sbatch_text(part, loaded.cluster, launch.place))
+    return Started(run, submit(script, []))
+
+
+def test_a_hung_rank_ends_the_job_and_is_named(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = start(project, monkeypatch, "--steps", "8", "--stops", "1")
+    assert started.until_over(project) == "FAILED", project.said(started.run.path)
+    assert show_job(started.job_id)["ExitCode"] == "76:0"
+    line = next(line for line in started.log().splitlines() if "hung" in line)
+    assert line.startswith("error: hung: no rank has written a mark for 2")
+    assert "rank 1 on n2 (its process is stopped), its last mark: the end of step 4" in line
+    (attempt,) = json.loads(started.run.run_json.read_text())["attempts"]
+    assert len(attempt["devices"]) == 2
+    kinds = [
+        json.loads(text)["kind"]
+        for node in ("n1", "n2")
+        for text in started.run.power(node).read_text().splitlines()[-1:]
+    ]
+    assert kinds == ["stop", "stop"], "the samplers were ended properly"
+
+
+def test_ranks_that_fail_fail_the_job_with_their_last_word(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = start(project, monkeypatch, "--steps", "x")
+    assert started.until_over(project) == "FAILED"
+    assert show_job(started.job_id)["ExitCode"] == "2:0"
+    assert "error: training failed with exit code 2" in started.log()
+    assert show_job(started.job_id)["Restarts"] == "0"
