@@ -43,7 +43,11 @@ def test_every_choice_of_variants_resolves(name: str) -> None:
             assert (recipe.student.lora is not None) == ("lora" in chosen)
             assert (recipe.student.precision == "fp8") == ("fp8" in chosen)
             if recipe.teacher is not None and recipe.method != "sft":
-                placement = next((each for each in chosen if each in ("split", "cached")), "shared")
+                own = resolve(name).teacher
+                assert own is not None
+                placement = next(
+                    (each for each in chosen if each in ("split", "cached")), own.placement
+                )
                 assert recipe.teacher.placement == placement
                 assert (recipe.teacher.precision == "fp8") == ("fp8" in chosen)
 
