@@ -49,25 +49,36 @@ class Pair:
         if above <= 0:
             return Quantity.missing("", f"the teacher is not above chance on {self.teacher.task}")
         flags = ("teacher_near_chance",) if self.near_chance else ()
-        return Quantity((self.student.value - chance) / above, flags=flags)
+        kept = (self.student.value - chance) / above
+        error = _ratio_error(self, chance)
+        if error is None:
+            return Quantity(kept, flags=flags)
+        return Quantity(kept, low=kept - _Z_95 * error, high=kept + _Z_95 * error, flags=flags)
 
     @property
     def near_chance(self) -> bool:
-        """Whether the teacher is within two standard errors (or 0.02) of chance, or below it."""
-        if self.teacher.chance is None:
-            return False
-        margin = NEAR_CHANCE if self.teacher.stderr is None else 2 * self.teacher.stderr
-        return self.teacher.value - self.teacher.chance <= margin
+        """Whether the teacher is at or near chance, see `near_chance`."""
+        return near_chance(self.teacher)
 
 
-def _ratio_error(pair: Pair) -> float | None:
-    """Standard error of the ratio by the delta method, as if the scores were independent (they are not: it is wide)."""
+def near_chance(score: Score) -> bool:
+    """Whether a score is within two standard errors (or 0.02) of chance, or below it; not where chance is unknown."""
+    if score.chance is None:
+        return False
+    margin = NEAR_CHANCE if score.stderr is None else 2 * score.stderr
+    return score.value - score.chance <= margin
+
+
+def _ratio_error(pair: Pair, chance: float = 0.0) -> float | None:
+    """Standard error of the ratio of scores above `chance` by the delta method.
+
+    As if the scores were independent; they are not, so that it is wide.
+    """
     student, teacher = pair.student, pair.teacher
     if student.stderr is None or teacher.stderr is None:
         return None
-    return math.hypot(
-        student.stderr / teacher.value, student.value * teacher.stderr / teacher.value**2
-    )
+    above, kept = teacher.value - chance, student.value - chance
+    return math.hypot(student.stderr / above, kept * teacher.stderr / above**2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +210,9 @@ def shown_scores(scores: Iterable[Score], role: str) -> dict[str, Quantity]:
 
 def _shown(score: Score) -> Quantity:
     unit = "bits/byte" if score.metric == "bits_per_byte" else ""
+    # Where guessing gets nothing, a score of nothing needs no flag to be seen.
+    flags = ("near_chance",) if score.chance and near_chance(score) else ()
     if score.stderr is None:
-        return Quantity(score.value, unit)
+        return Quantity(score.value, unit, flags=flags)
     half = _Z_95 * score.stderr
-    return Quantity(score.value, unit, low=score.value - half, high=score.value + half)
+    return Quantity(score.value, unit, low=score.value - half, high=score.value + half, flags=flags)

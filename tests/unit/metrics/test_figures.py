@@ -181,6 +181,26 @@ def test_standard_errors_become_an_interval() -> None:
     )
 
 
+def test_retention_has_the_interval_of_its_own_ratio() -> None:
+    found = performance(both("a", 0.40, 0.70, chance=0.25, stderr=0.01)).retention
+    error = math.sqrt((0.01 / 0.45) ** 2 + (0.15 * 0.01 / 0.45**2) ** 2)
+    assert found.low == pytest.approx(0.15 / 0.45 - 1.96 * error)
+    assert found.high == pytest.approx(0.15 / 0.45 + 1.96 * error)
+
+
+def test_a_score_near_chance_is_shown_as_such() -> None:
+    scores = [
+        score("student", "near", 0.27, chance=0.25, stderr=0.02),
+        score("student", "above", 0.40, chance=0.25, stderr=0.02),
+        score("student", "below", 0.10, chance=0.25, stderr=0.02),
+        score("student", "unknown", 0.27, stderr=0.02),
+        score("student", "nothing", 0.0, chance=0.0, stderr=0.0),
+    ]
+    shown = shown_scores(scores, "student")
+    flagged = {name.split()[0] for name, figure in shown.items() if figure.flags}
+    assert flagged == {"near", "below"}
+
+
 def test_om_perf_without_a_teacher_or_a_partner() -> None:
     assert performance([score("student", "a", 1)]).om_perf.reason == "no scores of the teacher"
     assert performance([]).om_perf.reason == "no scores of the student"
