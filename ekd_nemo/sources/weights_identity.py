@@ -39,7 +39,9 @@ def weights_fingerprint(folder: Path) -> str:
         for text in sorted(line for file in files for line in _tensors(file)):
             digest.update(text)
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise CheckpointError(f"{folder}: its weights cannot be told ({error!r})") from error
+        raise CheckpointError(
+            f"{folder}: its weights cannot be told ({type(error).__name__}: {error})"
+        ) from error
     return digest.hexdigest()
 
 
