@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ekd_nemo.config.architecture import Architecture, check_layout
 from ekd_nemo.config.fit import misfit
+from ekd_nemo.config.placement import teacher_parallel
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import (
@@ -49,7 +50,6 @@ def not_yet(recipe: Recipe) -> dict[str, tuple[object, tuple[object, ...]]]:
     """Settings that the schema knows and the worker does not train with yet: value and what it takes."""
     student, response = recipe.student, recipe.objective.response
     found: dict[str, tuple[object, tuple[object, ...]]] = {
-        "student.precision": (student.precision, ("fp32", "bf16")),
         "student.lora": (None if student.lora is None else "set", (None,)),
     }
     placement = "shared" if recipe.teacher is None else recipe.teacher.placement
@@ -57,13 +57,8 @@ def not_yet(recipe: Recipe) -> dict[str, tuple[object, tuple[object, ...]]]:
         found["objective.response.support"] = (response.support, ("dense",))
     if recipe.teacher is not None:
         teacher = recipe.teacher
-        found |= {
-            "teacher.placement": (teacher.placement, ("shared", "cached")),
-            "teacher.precision": (teacher.precision, ("fp32", "bf16")),
-            "teacher.offload": (teacher.offload, (False,)),
-        }
-        if placement != "cached":  # there it is the layout of the build
-            found["teacher.parallel"] = (None if teacher.parallel is None else "set", (None,))
+        if teacher.placement == "cached":  # its build has no fp8 yet
+            found["teacher.precision"] = (teacher.precision, ("fp32", "bf16"))
     return found
 
 
@@ -113,14 +108,33 @@ def _check_cache(resolved: ResolvedRecipe) -> None:
 def check_extras(recipe: Recipe) -> None:
     """Refuse to start what is not installed; nothing is imported.
 
-    Raises: MissingExtraError.
+    Raises: MissingExtraError; ConfigError for FP8 without Transformer Engine.
     """
     from importlib.util import find_spec
 
+    check_engine(recipe)
     wanted = {"train": "torch"} | ({"eval": "lm_eval"} if recipe.evaluation.lm else {})
     for extra, module in wanted.items():
         if find_spec(module) is None:
             raise MissingExtraError("ekd recipe launch", extra)
+
+
+def check_engine(recipe: Recipe) -> None:
+    """Refuse FP8 on a machine without Transformer Engine; it is not imported.
+
+    Raises: ConfigError.
+    """
+    from importlib.util import find_spec
+
+    asked = {"student.precision": recipe.student.precision}
+    if recipe.teacher is not None:
+        asked["teacher.precision"] = recipe.teacher.precision
+    for key, precision in asked.items():
+        if precision == "fp8" and find_spec("transformer_engine") is None:
+            raise ConfigError(
+                f"{key} is fp8, and Transformer Engine is not installed here (the NeMo container has it); "
+                "accepted: fp32 or bf16"
+            )
 
 
 def check_meter(resolved: ResolvedRecipe) -> None:
@@ -167,13 +181,21 @@ def _student(
 
 
 def _check_layout(resolved: ResolvedRecipe, model: Architecture, who: str) -> None:
-    parallel = resolved.recipe.student.parallel
+    recipe, key = resolved.recipe, "student.parallel"
+    parallel = recipe.student.parallel
+    if who == "teacher":
+        own = teacher_parallel(recipe)
+        if own is None:  # no rank of the run holds it
+            return
+        key = (
+            key if recipe.teacher is None or recipe.teacher.parallel is None else "teacher.parallel"
+        )
+        parallel = own
     try:
         check_layout(model, parallel.tensor, parallel.pipeline, who)
     except LayoutError as error:
         axis = "pipeline" if "pipeline=" in str(error) else "tensor"
-        key = f"student.parallel.{axis}"
-        raise LayoutError(f"{resolved.place(key)}: {key}: {error}") from error
+        raise LayoutError(f"{resolved.place(f'{key}.{axis}')}: {key}.{axis}: {error}") from error
 
 
 def _check_vocabulary(

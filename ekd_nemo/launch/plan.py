@@ -1,5 +1,6 @@
 """What a launch on this machine does, as data: steps with their argv, environment and products. Nothing is run here."""
 
+import math
 import os
 import shlex
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ekd_nemo.config.placement import student_ranks, teacher_parallel, teacher_ranks
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import ConfigError, LayoutError
@@ -110,18 +112,15 @@ def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None)
 def world_size_of(recipe: Recipe, nproc: int | None) -> int:
     """Ranks to start: those of the student's copies, and a split teacher's own.
 
-    Raises: LayoutError unless they hold whole copies of the student, and the batches divide among the copies.
+    Raises: LayoutError unless they hold whole copies of both models, and the batches divide among the student's.
     """
     parallel, train = recipe.student.parallel, recipe.train
     copy, apart = parallel.tensor * parallel.pipeline, teacher_ranks(recipe)
-    ranks = copy + apart if nproc is None else nproc
-    if (ranks - apart) % copy or ranks <= apart:
-        beside = f" beside the teacher's {apart}" if apart else ""
-        raise LayoutError(
-            f"--nproc {ranks}: one copy of the student takes tensor {parallel.tensor} x pipeline {parallel.pipeline} "
-            f"= {copy} ranks{beside}; accepted: "
-            + (f"{apart} and a multiple of {copy}" if apart else f"multiples of {copy}")
-        )
+    ranks = _least_ranks(recipe) if nproc is None else nproc
+    try:
+        student_ranks(recipe, ranks)
+    except LayoutError as error:
+        raise LayoutError(f"--nproc {ranks}: {error}") from error
     copies = (ranks - apart) // copy
     if train.global_batch_size % (train.micro_batch_size * copies):
         raise LayoutError(
@@ -137,10 +136,13 @@ def world_size_of(recipe: Recipe, nproc: int | None) -> int:
     return ranks
 
 
-def teacher_ranks(recipe: Recipe) -> int:
-    """Ranks that a split teacher has for itself; 0 for every other placement."""
-    split = None if recipe.teacher is None else recipe.teacher.split
-    return 0 if split is None else split.ranks
+def _least_ranks(recipe: Recipe) -> int:
+    """One copy of the student, or what a shared teacher in another layout stands on, and a split teacher's own."""
+    student, teacher = recipe.student.parallel, teacher_parallel(recipe)
+    copy, apart = student.tensor * student.pipeline, teacher_ranks(recipe)
+    if teacher is None or apart:
+        return copy + apart
+    return math.lcm(copy, teacher.tensor * teacher.pipeline)
 
 
 def _refuse_control_characters(texts: Mapping[str, str]) -> None:

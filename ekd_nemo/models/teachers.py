@@ -76,6 +76,13 @@ def split_teacher(
     return SplitTeacher(joint, remote, sides.student, head, DTYPES[recipe.teacher.precision])
 
 
+def release_teacher(sides: Sides, run: RunDir, steps: int) -> None:
+    """Tell a split teacher that all steps are done already: it has nothing to do."""
+    with joined(sides.seat, run.logs, backend_here()) as joint:
+        if sides.seat.rank == 0:
+            joint.tell_first_step(steps)
+
+
 def _head(recipe: Recipe, source: FolderSource, student: Layout) -> Tensor | None:
     """The teacher's rows of this rank's shard of the vocabulary, on the student's last stage."""
     assert recipe.teacher is not None

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
 from ekd_nemo.config.fit import misfit
+from ekd_nemo.config.placement import check_teacher_layout, student_ranks, teacher_parallel
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import read_resolved
 from ekd_nemo.errors import ConfigError, LayoutError, RunDirError
 from ekd_nemo.models.phases import PhaseClock, coordinates, device_uuids
 from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.sources.cache_fit import check_cache_fits
 from ekd_nemo.sources.manifest import read_manifest
 
 
@@ -33,20 +35,52 @@ def main(argv: list[str]) -> int:
     recipe = read_resolved(run.recipe_yaml)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     student, teacher = architectures(recipe)
-    check(recipe, student, teacher, world)
+    students = student_ranks(recipe, world)
+    check(recipe, student, teacher, students)
     phases = PhaseClock(
         run.marks(rank),
         rank,
-        coordinates(rank, world, recipe.student.parallel),
+        _coordinates(recipe, rank, students, world),
         device_uuids(int(os.environ.get("LOCAL_RANK", "0"))),
     )
     try:
         phases.enter("prerun")
-        from ekd_nemo.models.training import train
+        if students == world:
+            from ekd_nemo.models.training import train
 
-        return train(run, recipe, student, teacher, phases)
+            return train(run, recipe, student, teacher, phases)
+        assert teacher is not None
+        return _on_its_side(run, recipe, student, teacher, phases)
     finally:
         phases.close()
+
+
+def _coordinates(recipe: Recipe, rank: int, students: int, world: int) -> dict[str, int]:
+    """Where a rank stands in its own model: the student's ranks come first."""
+    if rank < students:
+        return coordinates(rank, students, recipe.student.parallel)
+    parallel = teacher_parallel(recipe)
+    assert parallel is not None
+    return coordinates(rank - students, world - students, parallel)
+
+
+def _on_its_side(
+    run: RunDir, recipe: Recipe, student: Architecture, teacher: Architecture, phases: PhaseClock
+) -> int:
+    """Train, or teach: this rank's part of a split run."""
+    from ekd_nemo.models.sides import enter_world, split_sides
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    sides = split_sides(recipe, rank, world)
+    assert sides is not None
+    enter_world(sides.seat)
+    if sides.seat.side == "teacher":
+        from ekd_nemo.models.teaching import teach
+
+        return teach(run, recipe, student, teacher, sides, phases)
+    from ekd_nemo.models.training import train
+
+    return train(run, recipe, student, teacher, phases, sides)
 
 
 def architectures(recipe: Recipe) -> tuple[Architecture, Architecture | None]:
@@ -69,7 +103,7 @@ def architectures(recipe: Recipe) -> tuple[Architecture, Architecture | None]:
 
 
 def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, world: int) -> None:
-    """Refuse what cannot train, before anything is made.
+    """Refuse what cannot train, before anything is made; `world` ranks hold whole copies.
 
     Raises: ConfigError, LayoutError or DataError.
     """
@@ -77,20 +111,15 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
     wrong = misfit(recipe, student, teacher)
     if wrong is not None:
         raise ConfigError(f"{wrong[0]}: {wrong[1]}")
+    if recipe.teacher is not None and recipe.teacher.placement == "cached":
+        check_cache_fits(recipe)
     check_layout(student, parallel.tensor, parallel.pipeline, "student")
-    if teacher is not None:
-        check_layout(teacher, parallel.tensor, parallel.pipeline, "teacher")
-        if teacher.vocab_size != student.vocab_size:
-            raise ConfigError(
-                f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's "
-                f"{student.vocab_size}; accepted: models that share one"
-            )
-    replica = parallel.tensor * parallel.pipeline
-    if world % replica:
-        raise LayoutError(
-            f"{world} ranks cannot hold copies of tensor {parallel.tensor} x pipeline "
-            f"{parallel.pipeline}; accepted: a multiple of {replica}"
+    if teacher is not None and teacher.vocab_size != student.vocab_size:
+        raise ConfigError(
+            f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's "
+            f"{student.vocab_size}; accepted: models that share one"
         )
+    replica = parallel.tensor * parallel.pipeline
     share = train.micro_batch_size * (world // replica)
     if train.global_batch_size % share:
         raise LayoutError(
@@ -111,6 +140,8 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
             f"{world // replica} data-parallel ranks; accepted: {share * at_once} or more"
         )
     length = read_manifest(Path(recipe.data.path))["sequence_length"]
+    if teacher is not None:
+        check_teacher_layout(recipe, teacher, length)
     if parallel.sequence_parallel and length % parallel.tensor:
         raise LayoutError(
             f"student.parallel.sequence_parallel needs samples of a multiple of {parallel.tensor} "

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+from contextlib import ExitStack, closing
 from typing import Any
 
 import fiddle as fdl
@@ -19,9 +20,10 @@ from nemo.utils import logging as nemo_logging
 from ekd_nemo.backend import cpu
 from ekd_nemo.backend.device import compute_device
 from ekd_nemo.config.architecture import Architecture
-from ekd_nemo.config.recipe import Precision, Recipe
+from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, ConfigError
+from ekd_nemo.models.cached import cached_teacher
 from ekd_nemo.models.checkpointing import (
     StepCheckpoint,
     checkpoint_step,
@@ -35,8 +37,16 @@ from ekd_nemo.models.datamodule import PackedDataModule
 from ekd_nemo.models.distill import METHODS, DistillModel
 from ekd_nemo.models.optimizer import optimizer_module
 from ekd_nemo.models.phases import PhaseClock, attempt
+from ekd_nemo.models.precision import DTYPES, check_fp8, plugin_settings, transformer_settings
+from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.stepping import Stepping
 from ekd_nemo.models.stopping import StopOnSignal
+from ekd_nemo.models.teachers import (
+    relaid_teacher,
+    release_teacher,
+    split_teacher,
+    stands_alike,
+)
 from ekd_nemo.models.terms import loss_plan
 from ekd_nemo.models.training_log import TrainingLog
 from ekd_nemo.models.weights import (
@@ -49,8 +59,7 @@ from ekd_nemo.models.weights import (
 from ekd_nemo.parallel.shared_teacher import SharedTeacher
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import read_manifest
-
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from ekd_nemo.teacher.source import TeacherSource
 
 
 def train(
@@ -59,6 +68,7 @@ def train(
     student: Architecture,
     teacher: Architecture | None,
     phases: PhaseClock,
+    sides: Sides | None = None,
 ) -> int:
     """Train to the recipe's last step, from the newest checkpoint if there is one.
 
@@ -68,6 +78,7 @@ def train(
         student: the student's decoder.
         teacher: the teacher's, if the recipe names one.
         phases: this rank's marks, in phase `prerun`.
+        sides: of a split run.
 
     Returns:
         0 when the last step is done, 75 when a signal ended the run before.
@@ -79,6 +90,7 @@ def train(
     # without that, rank 0 fails at its first checkpoint (nemo/lightning/one_logger_callback.py).
     CallbackGroup.get_instance().callbacks.clear()
     _check_device(recipe)
+    check_fp8(recipe, student, teacher, _sequence_length(recipe) * recipe.train.micro_batch_size)
     stop = StopOnSignal()
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
@@ -86,18 +98,27 @@ def train(
     latest = latest_checkpoint(run.checkpoints)
     first = 0 if latest is None else checkpoint_step(latest)
     log = training_log(run, recipe, speaks=rank == 0)
-    try:
+    with closing(log), ExitStack() as ending:
         if first >= recipe.train.steps:
             log.say(f"step {first} of {recipe.train.steps} is done: nothing left to train")
+            if sides is not None:
+                release_teacher(sides, run, first)
             return EXIT_OK
         log.begin(first)
         start_writers_helper()
         model = student_model(recipe, student, teacher, _sequence_length(recipe))
         if latest is None:
             model.source = student_source(recipe, student)
+
+        def make_teacher() -> TeacherSource:
+            assert teacher is not None
+            if sides is not None:
+                return split_teacher(recipe, teacher, sides, run, first, ending)
+            return teacher_source(recipe, student, teacher, first)
+
         stepping = Stepping(
             model,
-            None if teacher is None else lambda: shared_teacher(recipe, teacher),
+            None if teacher is None else make_teacher,
             PackedDataset(recipe.data.path, "validation"),
             recipe.train,
             log,
@@ -108,8 +129,6 @@ def train(
         trainer.fit(model, data, ckpt_path=None if latest is None else str(latest / "weights"))
         if stop.stopped_at is not None and trainer.global_step < recipe.train.steps:
             log.say(f"stopped by a signal: step {stop.stopped_at} is saved, launch again to go on")
-    finally:
-        log.close()
     dist.barrier()
     dist.destroy_process_group()
     return EXIT_OK if trainer.global_step >= recipe.train.steps else EXIT_SAVED
@@ -148,10 +167,20 @@ def student_model(
             trained=True,
             recompute=recipe.student.recompute,
         ),
-        optimizer_module(recipe.optimizer, recipe.train.steps, bf16=precision == "bf16"),
+        optimizer_module(recipe.optimizer, recipe.train.steps, bf16=precision != "fp32"),
         loss_plan(recipe.objective, student, teacher),
         recipe.seed,
     )
+
+
+def teacher_source(
+    recipe: Recipe, student: Architecture, teacher: Architecture, first_step: int
+) -> TeacherSource:
+    """The teacher where the recipe places it; Megatron's groups stand."""
+    assert recipe.teacher is not None
+    if recipe.teacher.placement == "cached":
+        return cached_teacher(recipe, student, teacher, first_step)
+    return shared_teacher(recipe, teacher) if stands_alike(recipe) else relaid_teacher(recipe)
 
 
 def shared_teacher(recipe: Recipe, teacher: Architecture) -> SharedTeacher:
@@ -161,6 +190,8 @@ def shared_teacher(recipe: Recipe, teacher: Architecture) -> SharedTeacher:
     length = _sequence_length(recipe)
     parallel = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
     config = decoder_config(teacher, parallel, length, dtype, trained=False)
+    for name, value in transformer_settings(recipe.teacher.precision).items():
+        setattr(config, name, value)
     model = config.configure_model(tokenizer=None).to(compute_device())
     load_weights(
         [model],
@@ -186,7 +217,7 @@ def make_trainer(
     run: RunDir, recipe: Recipe, callbacks: list[Any], phases: PhaseClock
 ) -> RecipeTrainer:
     """NeMo's trainer on Megatron's strategy, with checkpoints in the run directory."""
-    parallel, bf16 = recipe.student.parallel, recipe.student.precision == "bf16"
+    parallel, bf16 = recipe.student.parallel, recipe.student.precision != "fp32"
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     app = AppState()
     app.log_dir = run.logs / "nemo"
@@ -212,7 +243,7 @@ def make_trainer(
         devices=local,
         num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // local,
         strategy=strategy,
-        plugins=MegatronMixedPrecision(precision="bf16-mixed" if bf16 else "32"),
+        plugins=MegatronMixedPrecision(**plugin_settings(recipe.student.precision)),
         max_steps=recipe.train.steps,
         limit_val_batches=0,
         num_sanity_val_steps=0,
