@@ -1,5 +1,6 @@
 # make quickstart   from a fresh clone to a table of two runs, on a CPU
 # make test         everything that needs no GPU and no minutes
+# make test-slurm   the job graph on a real Slurm of this machine
 # make lint         ruff, basedpyright, import directions, spelling
 # PYTHON=... chooses the interpreter (3.11) that .venv is made with.
 
@@ -8,7 +9,7 @@ BIN := .venv/bin
 STAMP := .venv/.made-from
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-full lint format bench clean
+.PHONY: help env quickstart test test-full test-slurm lint format bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -34,6 +35,10 @@ test: env
 
 test-full: env
 	EKD_TEST_CASES=$${EKD_TEST_CASES:-10000} $(BIN)/python -m pytest -m "not gpu and not slurm"
+
+# Needs Debian's slurm-wlm, munge, libslurm-dev and gcc; skips, saying so, without. Minutes.
+test-slurm: env
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: env
 	$(BIN)/ruff check .
