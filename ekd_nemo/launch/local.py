@@ -21,6 +21,7 @@ from ekd_nemo.launch.signals import StopWatch
 from ekd_nemo.records.atomic import write_text
 from ekd_nemo.records.capture import capture_attempt
 from ekd_nemo.records.identity import RunIdentity, begin_attempt, recipe_hash
+from ekd_nemo.sources.manifest import shards_sha256
 
 EXIT_INTERRUPTED = 130
 # What a process that was asked to stop before it listens ends with: the signal itself.
@@ -180,5 +181,6 @@ def write_run(plan: Plan) -> int:
         seed=recipe.seed,
         baseline=recipe.baseline,
         inputs=cache_inputs(recipe),
+        data_sha256=shards_sha256(recipe.data.path),
     )
     return begin_attempt(run, identity, capture_attempt(plan.world_size)).attempts[-1].attempt

@@ -19,7 +19,7 @@ from ekd_nemo.metrics.inference import (
 )
 from ekd_nemo.metrics.ledger import Ledger, ledger_of_run
 from ekd_nemo.metrics.quality import Performance, ScoreMismatchError, performance, shown_scores
-from ekd_nemo.metrics.quantity import Quantity, difference
+from ekd_nemo.metrics.quantity import Quantity, difference, total
 from ekd_nemo.metrics.repeats import mean_of_repeats
 from ekd_nemo.metrics.reuse import Twin, twin_of, uses_to_pay
 from ekd_nemo.metrics.site import check_factors, site_figures
@@ -334,13 +334,14 @@ def _making_of_cache(readers: Sequence[RunSummary], runs: Mapping[str, RunSummar
         for part in reader.identity.inputs
         if part.kind == "cache"
     }
-    if len(makers) != 1:
-        return Quantity.missing("J", f"its runs read caches of {len(makers)} makers, not of one")
-    (name,) = makers
-    if name is None or name not in runs:
-        return Quantity.missing("J", f"run {name}, which made the cache, is not among the runs")
-    maker = runs[name]
-    return _made_beside(maker).get((name, "cache"), maker.figures["e_run"])
+    names = sorted(name for name in makers if name is not None and name in runs)
+    if not names or len(names) < len(makers):
+        absent = ", ".join(sorted(str(name) for name in makers if name not in runs)) or "no run"
+        return Quantity.missing("J", f"the maker of the cache, {absent}, is not among the runs")
+    parts = [
+        _made_beside(runs[name]).get((name, "cache"), runs[name].figures["e_run"]) for name in names
+    ]
+    return total(parts, "J", "")
 
 
 def _without_making(method: MethodSummary, members: Mapping[str, Sequence[RunSummary]]) -> Figures:

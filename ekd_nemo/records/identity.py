@@ -108,6 +108,7 @@ class RunIdentity(_Section):
     Attributes:
         recipe_hash: of the resolved recipe without its seed: repeats of one experiment share it.
         method: sft, response, feature, relation, combined; `command` for a recorded command.
+        data_sha256: of the shards' files, from the first attempt that found them built; null: trained on none.
     """
 
     schema_version: Literal[1] = 1
@@ -118,6 +119,7 @@ class RunIdentity(_Section):
     seed: Count | None = None
     baseline: str | None = None
     inputs: tuple[Input, ...] = ()
+    data_sha256: str | None = None
     factors: Factors = Factors()
     attempts: tuple[Attempt, ...] = ()
 
@@ -137,6 +139,12 @@ class RunIdentity(_Section):
                     f"{path}: {key} is {stored!r}, but this launch has {given!r}; "
                     "take another --run-id, or --new to start afresh"
                 )
+        shards = {self.data_sha256, other.data_sha256} - {None}
+        if len(shards) > 1:
+            raise RunDirError(
+                f"{path}: data_sha256: the run began on other shards than those that are there now; put the old "
+                "ones back, take another --run-id, or --new to start afresh"
+            )
 
 
 def recipe_hash(resolved: Mapping[str, Any]) -> str:
@@ -190,6 +198,8 @@ def begin_attempt(run: RunDir, identity: RunIdentity, attempt: Attempt) -> RunId
     if run.run_json.is_file():
         stored = read_identity(run)
         stored.check_same(identity, run.run_json)
+        shards = stored.data_sha256 or identity.data_sha256
+        stored = stored.model_copy(update={"data_sha256": shards})
     numbered = attempt.model_copy(update={"attempt": len(stored.attempts) + 1})
     stored = stored.model_copy(update={"attempts": (*stored.attempts, numbered)})
     write_identity(run, stored)

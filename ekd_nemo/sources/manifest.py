@@ -115,6 +115,19 @@ def tokenizer_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def shards_sha256(folder: Path | str) -> str | None:
+    """One hash of the shards' files, from their names and hashes in the manifest; None where none are built.
+
+    Raises:
+        DataError: if there is a manifest and it is none.
+    """
+    if not (Path(folder) / MANIFEST).is_file():
+        return None
+    files = read_manifest(folder)["files"]
+    lines = [f"{name} {files[name]['sha256']}\n" for name in sorted(files)]
+    return sha256("".join(lines).encode()).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, read in pieces."""
     with path.open("rb") as stream:

@@ -1,5 +1,6 @@
 """run.json: same experiment or refusal, attempts, and no secrets."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ekd_nemo.records.identity import (
     set_devices,
 )
 from ekd_nemo.records.rundir import RunDir, find_runs
+from ekd_nemo.sources.manifest import shards_sha256
 
 RECIPE = {"name": "r", "seed": 3, "train": {"steps": 5, "lr": 1e-4}}
 
@@ -122,3 +124,24 @@ def test_slurm_facts() -> None:
     facts = slurm_facts({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"})
     assert facts is not None
     assert (facts.job_id, facts.nodes, facts.partition) == ("7", "n[1-2]", None)
+
+
+def test_a_resumed_run_refuses_shards_that_were_rebuilt(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "x")
+    begin_attempt(run, identity(), capture_attempt())  # before the shards were built
+    assert begin_attempt(run, identity(data_sha256="a"), capture_attempt()).data_sha256 == "a"
+    begin_attempt(run, identity(), capture_attempt())
+    stored = run.run_json.read_bytes()
+    with pytest.raises(RunDirError, match=r"run\.json: data_sha256: .* other shards"):
+        begin_attempt(run, identity(data_sha256="b"), capture_attempt())
+    assert run.run_json.read_bytes() == stored
+
+
+def test_the_hash_of_shards_is_that_of_their_content(tmp_path: Path) -> None:
+    assert shards_sha256(tmp_path) is None
+    manifest = {"schema_version": 1, "files": {"b": {"sha256": "2"}, "a": {"sha256": "1"}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    one = shards_sha256(tmp_path)
+    manifest["files"] = {"a": {"sha256": "1"}, "b": {"sha256": "3"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert one is not None and shards_sha256(tmp_path) != one
