@@ -23,6 +23,7 @@ from ekd_nemo.launch.slurm_jobs import Job, JobsFile, jobs_file, read_jobs, writ
 from ekd_nemo.launch.slurm_run import make_run, parts_to_do
 from ekd_nemo.launch.slurm_site import check_site, site_problems
 from ekd_nemo.launch.slurm_text import LOGS, Part, Place, sbatch_text
+from ekd_nemo.planner.scenario import check_precisions
 from ekd_nemo.records.atomic import write_text
 from ekd_nemo.records.jsonl import ReadReport, read_objects
 from ekd_nemo.records.rundir import RunDir
@@ -37,6 +38,7 @@ def check_launch(launch: Launch) -> None:
     """
     for plan in launch.plans:
         check_method(plan.resolved)
+        check_precisions(plan.recipe, launch.cluster, plan.resolved.place)
     check_plan(launch.plans[0], ask_hub=False)
 
 
