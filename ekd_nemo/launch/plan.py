@@ -117,6 +117,13 @@ def world_size_of(recipe: Recipe, nproc: int | None) -> int:
     parallel, train = recipe.student.parallel, recipe.train
     copy, apart = parallel.tensor * parallel.pipeline, teacher_ranks(recipe)
     ranks = _least_ranks(recipe) if nproc is None else nproc
+    if (ranks - apart) % copy or ranks <= apart:
+        beside = f" beside the teacher's {apart}" if apart else ""
+        raise LayoutError(
+            f"--nproc {ranks}: one copy of the student takes tensor {parallel.tensor} x pipeline {parallel.pipeline} "
+            f"= {copy} ranks{beside}; accepted: "
+            + (f"{apart} and a multiple of {copy}" if apart else f"multiples of {copy}")
+        )
     try:
         student_ranks(recipe, ranks)
     except LayoutError as error:
