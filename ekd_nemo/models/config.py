@@ -95,6 +95,12 @@ def decoder_config(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline,
+        # Two interleaved stages exchange an activation and a gradient with the same neighbour at once.
+        # In one batch of messages Megatron-Core mixes them up (its own arguments.py refuses that).
+        overlap_p2p_comm=parallel.virtual_pipeline is not None,
+        batch_p2p_comm=parallel.virtual_pipeline is None,
+        # Overlapped, a sent tensor is freed while gloo still reads it; NCCL keeps the order of its stream.
+        deallocate_pipeline_outputs=torch.cuda.is_available() or parallel.virtual_pipeline is None,
         sequence_parallel=parallel.sequence_parallel,
         pipeline_dtype=dtype,
         params_dtype=dtype,

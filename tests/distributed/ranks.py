@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def run_ranks(
     tmp_path: Path,
     *args: Any,
     timeout_s: float = 120.0,
+    context: BaseContext | None = None,
 ) -> list[Any]:
     """Call `fn(rank, world_size, *args)` on every rank and give back what each returned.
 
@@ -43,6 +45,7 @@ def run_ranks(
         tmp_path: a folder for the meeting file, logs and results; each call makes its own inside.
         args: picklable, passed on to every rank.
         timeout_s: limit for all ranks together; a rank that hangs shows its stack in the error.
+        context: how processes start; None: spawned. `tests.forkserver` has NeMo imported already.
 
     Returns:
         The results by rank: tensors, numbers, strings and containers of them.
@@ -51,7 +54,7 @@ def run_ranks(
         RanksError: a rank raised, died or hung.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"ranks-{world_size}-", dir=tmp_path))
-    context = multiprocessing.get_context("spawn")
+    context = context or multiprocessing.get_context("spawn")
     ranks: list[BaseProcess] = [
         context.Process(target=_rank, args=(fn, rank, world_size, folder, timeout_s, args))
         for rank in range(world_size)
