@@ -4,6 +4,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ekd_nemo.launch.failure import reason
 from ekd_nemo.launch.history import note_finished, pending
 from ekd_nemo.launch.identity import choose_run, launch_folder, only_launch
 from ekd_nemo.launch.plan import ATTEMPT_VARIABLE, UUIDS_VARIABLE, Plan, Step, plan_launch
+from ekd_nemo.launch.preparing import DATA_STEP, adopt, metered
 from ekd_nemo.launch.processes import Ended, run_process
 from ekd_nemo.launch.sampling import sampling
 from ekd_nemo.launch.signals import StopWatch
@@ -120,13 +122,19 @@ class _Launch:
     def prepare(self) -> None:
         """What is done before the run exists."""
         folder = launch_folder(self.plan.run)
-        for step in self.plan.preparation:
-            self._run(step, folder / f"{self.plan.run.run_id}.{step.name}.log", {})
+        run, energy = self.plan.run, self.plan.recipe.energy
+        for (
+            step
+        ) in self.plan.preparation:  # a cache is made by a run of its own, with its own sampler
+            is_data = step.name == DATA_STEP
+            with metered(run, energy, folder) if is_data else nullcontext():
+                self._run(step, folder / f"{run.run_id}.{step.name}.log", {})
 
     def run(self, steps: Sequence[Step]) -> None:
         """Begin an attempt, and do the steps beside a sampler."""
         attempt = write_run(self.plan)
         run = self.plan.run
+        adopt(run, launch_folder(run), attempt)
         with sampling(run, self.plan.recipe.energy) as uuids:
             environment = {ATTEMPT_VARIABLE: str(attempt), UUIDS_VARIABLE: ",".join(uuids)}
             for step in steps:

@@ -12,8 +12,10 @@ from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import EXIT_SAVED, RunError, UserError
 from ekd_nemo.launch import local
 from ekd_nemo.launch.history import STEPS, pending
+from ekd_nemo.launch.identity import launch_folder
 from ekd_nemo.launch.local import launch_local, plan_local
 from ekd_nemo.launch.plan import Plan, Step
+from ekd_nemo.metrics.ledger import ledger_of_run
 from ekd_nemo.records.identity import read_identity
 from tests.unit.launch.test_processes import SAVES, signal_when_there
 
@@ -87,6 +89,17 @@ def test_a_launch_runs_its_steps_once(plan: Plan) -> None:
     assert len(read_identity(plan.run).attempts) == 1
 
 
+def test_building_shards_is_metered_as_a_phase_of_the_run(plan: Plan) -> None:
+    slow = script("data", "import time; time.sleep(1.2)")
+    launch(replace(plan, preparation=(slow,)))
+    rows = [row for row in ledger_of_run(plan.run).rows if row.phase == "preprocess"]
+    assert rows and all(row.in_run and row.attempt == 1 for row in rows)
+    accelerators = [row for row in rows if row.role == "accelerator"]
+    assert sum(row.duration_s for row in accelerators) >= 1.2
+    assert sum(row.energy_j for row in accelerators) > 0
+    assert not list(launch_folder(plan.run).glob("*.preprocess"))
+
+
 def test_finished_steps_are_skipped_unless_their_products_are_gone(plan: Plan) -> None:
     launch(plan)
     plan.run.hf.joinpath("config.json").unlink()
@@ -126,6 +139,7 @@ def test_failed_preparation_leaves_no_run(plan: Plan) -> None:
         bad = script("data", "import sys; sys.stderr.write('error: broken\\n'); sys.exit(2)")
         launch(replace(plan, preparation=(bad,)))
     assert not plan.run.path.exists()
+    assert not list(launch_folder(plan.run).glob("*.preprocess"))
 
 
 @pytest.mark.parametrize(
