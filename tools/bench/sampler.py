@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,7 @@ PERCENT_PER_US_PER_S = 1e-4
 STEP_WORK = 60_000
 STEPS = 21
 PAIRS = 100
+MARKS, MARK_BATCHES = 500, 9
 
 
 def install_gpus(folder: Path, num_gpus: int) -> Machine:
@@ -116,6 +118,38 @@ def marked_step(marks: Marks) -> float:
     return time.perf_counter() - begin_s
 
 
+def measure_marks(run: RunDir, settings: SamplerSettings) -> None:
+    """What marks cost a rank in its own CPU time, with a sampler that listens."""
+    with (
+        Sampler(run, settings) as sampler,
+        Marks(run.marks(0), rank=0, uuids=sampler.uuids(), parallel={"data": 0}) as marks,
+    ):
+        step_us = _cpu_us(lambda: marks.step(step=1, tokens=4096, tokens_valid=4000))
+
+        def phase() -> None:
+            with marks.phase("teacher_forward"):
+                pass
+
+        phase_us = _cpu_us(phase)
+    whole_us = step_us + 2 * phase_us
+    print(f"  a step's mark    {step_us:.1f} us of CPU")
+    print(f"  a phase          {phase_us:.1f} us of CPU, begin and end")
+    print(
+        f"  a training step  {whole_us:.0f} us with two phases: 0.5 % of {whole_us / 5e3 * 1e3:.0f} ms"
+    )
+
+
+def _cpu_us(work: Callable[[], None]) -> float:
+    """CPU time of one call: the median of batches."""
+    costs: list[float] = []
+    for _ in range(MARK_BATCHES):
+        begin_s = time.process_time()
+        for _ in range(MARKS):
+            work()
+        costs.append((time.process_time() - begin_s) * 1e6 / MARKS)
+    return statistics.median(costs)
+
+
 def main() -> None:
     """Print both accounts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -125,12 +159,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         install_gpus(folder, args.gpus).begin()
+        print(f"load {' '.join(f'{x:.1f}' for x in os.getloadavg())}, {os.cpu_count()} cores")
         print(f"sampler with {args.gpus} simulated GPUs, {args.seconds:.0f} s:")
         nvml = SamplerSettings(meters=MeterSettings(meter="nvml"))
         measure_sampler(RunDir(folder / "gpus"), nvml, args.seconds)
         print("sampler with the estimate of this machine's processor:")
         estimate = SamplerSettings(meters=MeterSettings(meter="estimate"))
         measure_sampler(RunDir(folder / "cpu"), estimate, args.seconds)
+        print("marks, by the rank's own account:")
+        measure_marks(RunDir(folder / "marks"), nvml)
         print("a step of some milliseconds with sampler and marks, in turns:")
         measure_step(RunDir(folder / "step"), nvml)
 

@@ -63,6 +63,15 @@ def make_run(run: RunDir, samples: int, seed: int = 7) -> dict[str, float]:
     return {"seconds": seconds, "bytes": size}
 
 
+def made_or_found(run: RunDir, samples: int) -> dict[str, float]:
+    """The run's seconds and bytes; made where it is not there yet."""
+    facts = run.path / "made.json"
+    if not facts.is_file():
+        shutil.rmtree(run.path, ignore_errors=True)
+        facts.write_text(json.dumps(make_run(run, samples)))
+    return json.loads(facts.read_text())
+
+
 def _uuid(node: int, gpu: int) -> str:
     return f"GPU-{node:08x}-0000-0000-0000-{gpu:012x}"
 
@@ -292,16 +301,27 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, required=True, help="emptied and left behind empty")
     parser.add_argument("--skip-plain", action="store_true")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the records there, and take those that are there"
+    )
+    parser.add_argument("--make-only", action="store_true", help="with --keep: measure nothing")
     options = parser.parse_args()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    options.folder.mkdir(parents=True)
+    if not options.keep:
+        shutil.rmtree(options.folder, ignore_errors=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if options.make_only:
+        for size in map(int, options.sizes):
+            made_or_found(RunDir(options.folder / f"run-{size}"), size)
+        return
     plain_s = None if options.skip_plain else plain_reading(options.folder)
     if plain_s is not None:
         print(f"json and pandas: {plain_s:.1f} s of CPU for 1 M samples")
-    print(f"{os.cpu_count()} cores; power samples, run time, on disk: wall, CPU, peak memory")
+    load = " ".join(f"{x:.1f}" for x in os.getloadavg())
+    print(f"{os.cpu_count()} cores, load {load}")
+    print("power samples, run time, on disk: wall, CPU, peak memory")
     for size in map(int, options.sizes):
         run = RunDir(options.folder / f"run-{size}")
-        made = make_run(run, size)
+        made = made_or_found(run, size)
         count = int(made["seconds"]) * NODES * GPUS * POWER_HZ
         cost = summarise(run)
         ratio = (
@@ -314,8 +334,10 @@ def main() -> None:
             f"{cost['wall_s']:.1f} s, {cost['cpu_s']:.1f} s, {cost['peak_gib']:.2f} GiB{ratio}",
             flush=True,
         )
-        shutil.rmtree(run.path)
-    options.folder.rmdir()
+        if not options.keep:
+            shutil.rmtree(run.path)
+    if not options.keep:
+        options.folder.rmdir()
 
 
 if __name__ == "__main__":
