@@ -1,6 +1,7 @@
 """The time model: against published runs, and for the directions in which it must move."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,26 @@ def test_a_70b_teacher_takes_three_quarters_of_a_bf16_step() -> None:
     )
     share = time(teacher).compute / (time(teacher).compute + time(PLAIN).compute)
     assert 0.68 < share < 0.78  # 2 * 70 of 2 * 70 + 6 * 8 GFLOP a token
+
+
+def published_table() -> str:
+    """The rows of slurm/PLANNER.md."""
+    lines = [
+        "| source | run | precision | GPUs | layout | samples | tokens | published | planned | off by |",
+        "|---|---|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in ROWS:
+        cut, found = row.layout, planned(row)
+        layout = f"TP{cut.tensor} PP{cut.pipeline} VP{cut.virtual} CP{cut.context} DP{cut.data}"
+        numbers = f"{cut.ranks} | {layout} | {row.samples} | {row.sequence} | {row.tokens_per_s:,.0f} | {found:,.0f}"
+        off = f"{100 * (found / row.tokens_per_s - 1):+.1f} %"
+        lines.append(f"| {row.source} | Llama 3 {row.name} | {row.precision} | {numbers} | {off} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_written_table_is_the_computed_one() -> None:
+    text = (Path(__file__).parents[3] / "slurm" / "PLANNER.md").read_text()
+    assert published_table() in text
+    errors = [abs(planned(row) / row.tokens_per_s - 1) for row in ROWS]
+    assert f"the largest error is {100 * max(errors):.1f} %" in text
+    assert f"the mean {100 * sum(errors) / len(errors):.1f} %" in text
