@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ekd_nemo.records.clocks import read_clocks
 from ekd_nemo.records.jsonl import ReadReport, is_torn, read_lines
 from ekd_nemo.records.lines import (
     CounterLine,
@@ -58,7 +59,7 @@ class Verdict:
 def verify_run(run: RunDir) -> Verdict:
     """Read all telemetry of a run and judge it.
 
-    Raises: RunDirError if the folder is not a run directory.
+    Raises: RunDirError if the folder is not a run directory; DataError if the record of the nodes' clocks is broken.
     """
     run.require()
     verdict = Verdict()
@@ -72,6 +73,7 @@ def verify_run(run: RunDir) -> Verdict:
         _read_marks(path, verdict)
     if not run.marks_files():
         verdict.notes.append("no marks: energy cannot be told by phase or step")
+    _note_clocks(run, {device.node for device in verdict.devices}, verdict)
     for path, report in verdict.files.items():
         if report.torn:
             verdict.problems.append(f"{path}: {report.torn} torn lines")
@@ -80,6 +82,20 @@ def verify_run(run: RunDir) -> Verdict:
     for device in verdict.devices:
         _judge_device(device, verdict)
     return verdict
+
+
+def _note_clocks(run: RunDir, nodes: set[str], verdict: Verdict) -> None:
+    """How well the clocks of several nodes are known."""
+    measured = read_clocks(run.clock_files())
+    for clocks in measured:
+        worst_us = max(offset.uncertainty_ns for offset in clocks.offsets) / 1000
+        verdict.notes.append(
+            f"attempt {clocks.attempt}: clocks of {len(clocks.offsets)} nodes compared, to {worst_us:.0f} us"
+        )
+    if len(nodes) > 1 and not measured:
+        verdict.notes.append(
+            f"{len(nodes)} nodes whose clocks were not compared: each keeps a window of its own"
+        )
 
 
 @dataclass(slots=True)

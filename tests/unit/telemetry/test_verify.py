@@ -1,11 +1,13 @@
 """Is a record whole: each way in which it can fail to be, on written lines."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ekd_nemo.errors import RunDirError
+from ekd_nemo.records.clocks import ClockOffset, ClockOffsets, write_clocks
 from ekd_nemo.records.jsonl import JsonlStore
 from ekd_nemo.records.lines import (
     CounterLine,
@@ -153,6 +155,21 @@ def test_what_is_only_to_be_known(judge: Callable[..., Verdict]) -> None:
     assert verdict.is_whole
     assert "no marks: energy cannot be told by phase or step" in verdict.notes
     assert any("stall U" in note for note in verdict.notes)
+
+
+def test_the_clocks_of_several_nodes_are_told(
+    tmp_path: Path, judge: Callable[..., Verdict]
+) -> None:
+    elsewhere = [replace(line, node="m", sampler="s2", uuid="V") for line in (power(1), power(2))]
+    notes = judge([*WHOLE, *elsewhere], MARKS).notes
+    assert "2 nodes whose clocks were not compared: each keeps a window of its own" in notes
+    offsets = tuple(
+        ClockOffset(node=n, boot_id="b", ahead_ns=0, uncertainty_ns=u, rounds=16)
+        for n, u in (("n", 0), ("m", 42_000))
+    )
+    run = RunDir(tmp_path)
+    write_clocks(run.clocks(1), ClockOffsets(attempt=1, t_mono_ns=0, offsets=offsets))
+    assert "attempt 1: clocks of 2 nodes compared, to 42 us" in verify_run(run).notes
 
 
 def test_a_killed_attempt_that_was_resumed_is_a_note(judge: Callable[..., Verdict]) -> None:
