@@ -43,8 +43,8 @@ class Silent:
     last: str
 
     def blame(self) -> tuple[bool, bool, int, int]:
-        """Sorts the likeliest culprit first."""
-        alive = self.state in {ALIVE, "unknown"}
+        """Sorts the likeliest culprit first; a wait for a disk may be momentary and is only told."""
+        alive = self.state in {ALIVE, STATES["D"], "unknown"}
         return (alive, self.last_wall_ns is not None, self.last_wall_ns or 0, self.rank)
 
 

@@ -28,6 +28,7 @@ CLUSTER = {
                 "kind": "cpu",
                 "name": "core",
                 "memory_gib": 8,
+                "fp32_tflops": 0.1,
                 "bf16_tflops": 0.1,
                 "memory_gb_s": 1,
             },
