@@ -201,10 +201,26 @@ class EvalLm(Strict):
     batch_size: PositiveInt = 4
 
 
+Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+
+
+class EvalEpt(Strict):
+    """The energy per token of inference, of the exported student and, beside it, the teacher."""
+
+    batch_sizes: Sizes = (1, 4, 16)
+    input_tokens: Sizes = (128,)
+    new_tokens: Sizes = (64,)
+    requests: PositiveInt = 16
+    repeats: PositiveInt = 3
+    engine: Literal["transformers", "vllm"] = "transformers"
+    tensor: PositiveInt = 1  # GPUs a model, for vllm
+
+
 class Evaluation(Strict):
     """What is evaluated once training has ended."""
 
     lm: EvalLm | None = None
+    ept: EvalEpt | None = None
     teacher: bool = True
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ekd_nemo.config.placement import student_ranks, teacher_parallel, teacher_ranks
-from ekd_nemo.config.recipe import Recipe
+from ekd_nemo.config.recipe import EvalEpt, Recipe
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import ConfigError, LayoutError
 from ekd_nemo.launch.sampling import sampler_of
@@ -105,6 +105,8 @@ def plan_launch(resolved: ResolvedRecipe, run: RunDir, nproc: int | None = None)
     steps = [_train_step(recipe, run, world_size), _export_step(recipe, run)]
     if recipe.evaluation.lm is not None:
         steps.append(_eval_step(recipe, run))
+    if recipe.evaluation.ept is not None:
+        steps.append(_ept_step(recipe, recipe.evaluation.ept, run))
     preparation = (*_data_steps(recipe), *_cache_steps(recipe, run))
     return Plan(resolved, run, world_size, preparation, tuple(steps))
 
@@ -255,3 +257,27 @@ def _eval_step(recipe: Recipe, run: RunDir) -> Step:
     )
     argv = (sys.executable, "-m", "ekd_nemo", "eval", "lm", argument(run.path))
     return Step("eval", f"evaluating {who}", argv, products=(run.eval,))
+
+
+def _ept_step(recipe: Recipe, ept: EvalEpt, run: RunDir) -> Step:
+    words = [
+        f"--batch-sizes={_listed(ept.batch_sizes)}",
+        f"--input-tokens={_listed(ept.input_tokens)}",
+        f"--new-tokens={_listed(ept.new_tokens)}",
+        f"--requests={ept.requests}",
+        f"--repeats={ept.repeats}",
+        f"--engine={ept.engine}",
+        f"--tensor={ept.tensor}",
+        f"--meter={recipe.energy.meter}",
+    ]
+    if recipe.energy.cpu_tdp_w is not None:
+        words.append(f"--cpu-tdp-w={recipe.energy.cpu_tdp_w}")
+    if recipe.teacher is None or not recipe.evaluation.teacher:
+        words.append("--student-only")
+    argv = (sys.executable, "-m", "ekd_nemo", "eval", "ept", argument(run.path), *words)
+    caption = "measuring the energy per token of inference"
+    return Step("ept", caption, argv, products=(run.ept_json,))
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ",".join(str(size) for size in sizes)

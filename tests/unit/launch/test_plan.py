@@ -112,3 +112,17 @@ def test_ranks_that_leave_no_whole_student_beside_a_split_teacher(here: Path, np
         LayoutError, match="beside the teacher's 2; accepted: 2 and a multiple of 2"
     ):
         plan_launch(resolve_recipe("tiny", SPLIT), RunDir(Path("runs/x")), nproc)
+
+
+def test_the_benchmark_of_inference_comes_last(here: Path) -> None:
+    asked = [
+        "evaluation.lm.tasks=[t]",
+        "evaluation.ept.batch_sizes=[1, 8]",
+        "evaluation.teacher=false",
+    ]
+    plan = plan_launch(resolve_recipe("tiny", asked), RunDir(Path("runs/x")))
+    assert [step.name for step in plan.steps] == ["train", "export", "eval", "ept"]
+    ept = plan.steps[-1]
+    assert ept.argv[1:6] == ("-m", "ekd_nemo", "eval", "ept", "runs/x")
+    assert {"--batch-sizes=1,8", "--meter=estimate", "--student-only"} <= set(ept.argv)
+    assert ept.products == (Path("runs/x/ept.json"),)
