@@ -31,10 +31,12 @@ from ekd_nemo.models.checkpointing import (
     remove_unfinished,
     start_writers_helper,
 )
+from ekd_nemo.models.clocks import MeasureClocks
 from ekd_nemo.models.config import decoder_config
 from ekd_nemo.models.convert_source import open_source
 from ekd_nemo.models.datamodule import PackedDataModule
 from ekd_nemo.models.distill import METHODS, DistillModel
+from ekd_nemo.models.mlflow_run import continued
 from ekd_nemo.models.optimizer import optimizer_module
 from ekd_nemo.models.phases import PhaseClock, attempt
 from ekd_nemo.models.precision import DTYPES, check_fp8, plugin_settings, transformer_settings
@@ -124,7 +126,7 @@ def train(
             log,
             phases,
         )
-        trainer = make_trainer(run, recipe, [stepping, stop], phases)
+        trainer = make_trainer(run, recipe, [MeasureClocks(run), stepping, stop], phases)
         data = PackedDataModule(PackedDataset(recipe.data.path, "train"), recipe.train, recipe.seed)
         trainer.fit(model, data, ckpt_path=None if latest is None else str(latest / "weights"))
         if stop.stopped_at is not None and trainer.global_step < recipe.train.steps:
@@ -278,8 +280,14 @@ def metric_loggers(run: RunDir, recipe: Recipe) -> list[Any]:
     if wanted.mlflow_uri is not None:
         _require("mlflow", "logging.mlflow_uri")
         found.append(
-            loggers.MLFlowLogger(
-                experiment_name=recipe.name, run_name=run.run_id, tracking_uri=wanted.mlflow_uri
+            continued(
+                run,
+                lambda run_id: loggers.MLFlowLogger(
+                    experiment_name=recipe.name,
+                    run_name=run.run_id,
+                    tracking_uri=wanted.mlflow_uri,
+                    run_id=run_id,
+                ),
             )
         )
     return found
