@@ -1,6 +1,7 @@
 """Whether an objective and a layout fit the models and batches of a recipe: plain arithmetic."""
 
 from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.lora import lora_misfit
 from ekd_nemo.config.objective import FeatureLoss, RelationLoss
 from ekd_nemo.config.recipe import Recipe
 
@@ -34,7 +35,7 @@ def misfit(
                 "objective.response.k",
                 f"{k} ids of a vocabulary of {most}; accepted: up to {most}",
             )
-    return _interleaving(recipe, student)
+    return lora_misfit(recipe, student) or _interleaving(recipe, student)
 
 
 def _feature(
