@@ -3,6 +3,7 @@
 from ekd_nemo.config.cluster import Cluster, Stated
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import recipe_text
+from ekd_nemo.launch.cache_inputs import cache_inputs
 from ekd_nemo.launch.history import note_finished, pending
 from ekd_nemo.launch.plan import Plan, Step, last_checkpoint
 from ekd_nemo.records.atomic import write_text
@@ -18,6 +19,7 @@ from ekd_nemo.records.identity import (
     write_identity,
 )
 from ekd_nemo.records.rundir import RunDir
+from ekd_nemo.sources.manifest import shards_sha256
 
 TRAIN = "train"
 _NS_PER_S = 1e9
@@ -65,11 +67,13 @@ def make_run(run: RunDir, recipe: Recipe, cluster: Cluster | None = None) -> Non
 
 
 def begin(run: RunDir, recipe: Recipe, ranks: int) -> int:
-    """Add an attempt; gives its number.
+    """Add an attempt, and what it reads: by now shards and cache are built; gives its number.
 
-    Raises: RunDirError if the directory holds another experiment.
+    Raises: RunDirError if the directory holds another experiment, or began on other shards.
     """
-    stored = begin_attempt(run, identity_of(run, recipe), capture_attempt(ranks))
+    reads = {"inputs": cache_inputs(recipe), "data_sha256": shards_sha256(recipe.data.path)}
+    identity = identity_of(run, recipe).model_copy(update=reads)
+    stored = begin_attempt(run, identity, capture_attempt(ranks))
     return stored.attempts[-1].attempt
 
 

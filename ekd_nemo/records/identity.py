@@ -187,7 +187,8 @@ def begin_attempt(run: RunDir, identity: RunIdentity, attempt: Attempt) -> RunId
 
     Args:
         run: the run directory; made if absent.
-        identity: of this launch; its own attempts are not looked at.
+        identity: of this launch; its own attempts are not looked at. What it reads is taken over where the stored
+            one, written before that was made, names nothing.
         attempt: the facts of this launch; its number is replaced.
 
     Returns:
@@ -198,8 +199,11 @@ def begin_attempt(run: RunDir, identity: RunIdentity, attempt: Attempt) -> RunId
     if run.run_json.is_file():
         stored = read_identity(run)
         stored.check_same(identity, run.run_json)
-        shards = stored.data_sha256 or identity.data_sha256
-        stored = stored.model_copy(update={"data_sha256": shards})
+        reads = {
+            "data_sha256": stored.data_sha256 or identity.data_sha256,
+            "inputs": stored.inputs or identity.inputs,
+        }
+        stored = stored.model_copy(update=reads)
     numbered = attempt.model_copy(update={"attempt": len(stored.attempts) + 1})
     stored = stored.model_copy(update={"attempts": (*stored.attempts, numbered)})
     write_identity(run, stored)

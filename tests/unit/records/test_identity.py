@@ -9,6 +9,7 @@ from ekd_nemo.errors import RunDirError
 from ekd_nemo.records.capture import capture_attempt, safe_argv, safe_environment, slurm_facts
 from ekd_nemo.records.identity import (
     DeviceIdentity,
+    Input,
     RunIdentity,
     begin_attempt,
     make_run_id,
@@ -129,7 +130,9 @@ def test_slurm_facts() -> None:
 def test_a_resumed_run_refuses_shards_that_were_rebuilt(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "x")
     begin_attempt(run, identity(), capture_attempt())  # before the shards were built
-    assert begin_attempt(run, identity(data_sha256="a"), capture_attempt()).data_sha256 == "a"
+    reads = (Input(kind="cache", path="c", run_id="maker"),)
+    begun = begin_attempt(run, identity(data_sha256="a", inputs=reads), capture_attempt())
+    assert (begun.data_sha256, begun.inputs) == ("a", reads)
     begin_attempt(run, identity(), capture_attempt())
     stored = run.run_json.read_bytes()
     with pytest.raises(RunDirError, match=r"run\.json: data_sha256: .* other shards"):
