@@ -11,7 +11,7 @@ from ekd_nemo.evals.harnesses import LIGHT
 from ekd_nemo.evals.heldout import WORD_CHOICE
 from ekd_nemo.evals.light_env import LightEnv
 from ekd_nemo.evals.lm import Engine
-from ekd_nemo.evals.local_tasks import local_tasks
+from ekd_nemo.evals.local_tasks import chosen
 from ekd_nemo.evals.taskset import Split, TaskSet, as_lines, items_text, keep
 
 # lighteval's rolling log-likelihood is not one, so bits per byte is lm-eval's alone.
@@ -50,7 +50,7 @@ def gather_light_tasks(
         if "|" in name:
             raise UserError(f"task '{name}': give the number of examples with --num-fewshot")
     built_in = {name: items_text(name, split) for name in names if name in BUILT_IN}
-    built_in |= _local_items(names, task_data)
+    built_in |= {} if custom_tasks else _local_items(names, task_data)
     if custom_tasks is not None and not custom_tasks.is_file():
         raise UserError(
             f"{custom_tasks}: no such file; --custom-tasks takes a Python file of lighteval tasks"
@@ -69,14 +69,11 @@ def gather_light_tasks(
 
 def _local_items(names: Sequence[str], task_data: Path | None) -> dict[str, str]:
     """Items of the asked choice tasks over local data."""
-    if task_data is None:
-        return {}
-    makers = local_tasks(task_data)
-    made = [makers[name]() for name in names if name in makers]
-    for task in made:
+    made = chosen(names, task_data)
+    for task in made.values():
         if not task.is_choice:
             raise UserError(f"{task.name}: only `ekd eval lm` has it; lighteval gets choice tasks")
-    return {task.name: as_lines(task.items["test"]) for task in made}
+    return {name: as_lines(task.items["test"]) for name, task in made.items()}
 
 
 def _own(names: Sequence[str], items: Mapping[str, str], store: Path) -> TaskSet:

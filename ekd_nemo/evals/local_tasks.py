@@ -14,11 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, cast
 
-from ekd_nemo.errors import DataError
+from ekd_nemo.errors import DataError, UserError
 from ekd_nemo.sources.jsonl import records
 
 CHOICE: Final = "bbh_choice_"
 NUM_CHOICES: Final = 4
+_GSM8K: Final = ("gsm8k_choice", "gsm8k_bits_per_byte", "gsm8k_generate")
 _LETTERED: Final = re.compile(r"^\(([A-Z])\) ?(.*)$", re.MULTILINE)
 _DASHED: Final = re.compile(r"^- (.+)$", re.MULTILINE)
 _GOLD: Final = re.compile(r"#### (-?[\d,]+)\s*$")
@@ -62,6 +63,27 @@ def local_tasks(data: Path) -> dict[str, Callable[[], LocalTask]]:
     if not found:
         raise DataError(f"{data}: neither bbh/*.json nor gsm8k/test.jsonl in it")
     return found
+
+
+def chosen(names: Iterable[str], data: Path | None) -> dict[str, LocalTask]:
+    """Those of the asked tasks that are made from local data.
+
+    Raises:
+        UserError: for one that the folder does not allow, or without a folder.
+        DataError: if the folder holds no such data, or a file of it is broken.
+    """
+    wanted = [name for name in names if name.startswith(CHOICE) or name in _GSM8K]
+    if data is None:
+        if wanted:
+            raise UserError(
+                f"{wanted[0]} is made from local data: name a folder with bbh/*.json or gsm8k/*.jsonl with --task-data"
+            )
+        return {}
+    makers = local_tasks(data)
+    absent = [name for name in wanted if name not in makers]
+    if absent:
+        raise UserError(f"{data}: no data for {absent[0]}; it allows {', '.join(makers)}")
+    return {name: makers[name]() for name in wanted}
 
 
 def choice_task(name: str, items: Sequence[Item]) -> LocalTask:

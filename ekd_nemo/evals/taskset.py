@@ -12,7 +12,7 @@ import yaml
 
 from ekd_nemo.errors import ConfigError
 from ekd_nemo.evals.heldout import WORD_CHOICE, items_of
-from ekd_nemo.evals.local_tasks import Item, choice_task, local_tasks
+from ekd_nemo.evals.local_tasks import Item, choice_task, chosen
 from ekd_nemo.evals.model_folder import hash_files
 from ekd_nemo.records.atomic import write_text
 
@@ -74,6 +74,7 @@ def gather_tasks(
 
     Raises:
         ConfigError: if the folder or one of its YAML files cannot be read.
+        UserError: for a task over local data that is not there.
         DataError: if the split holds out nothing, or the folder of data is not one.
     """
     user = {} if include_path is None else _read_folder(include_path)
@@ -82,11 +83,8 @@ def gather_tasks(
         for name in names
         if name in BUILT_IN and name not in user
     }
-    own_data = {} if task_data is None else local_tasks(task_data)
-    for name in names:
-        if name in own_data and name not in user:
-            task = own_data[name]()
-            made[name] = placed(name, task.config, task.items, store)
+    for name, task in chosen([name for name in names if name not in user], task_data).items():
+        made[name] = placed(name, task.config, task.items, store)
     hashes = {name: folder.name for name, folder in made.items()}
     own = [name for name in names if name in user]
     if include_path is not None and own:

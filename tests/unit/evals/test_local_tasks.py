@@ -125,6 +125,15 @@ def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
         local_tasks(tmp_path)
 
 
+def test_a_task_without_its_data_says_what_it_needs(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--task-data"):
+        gather_tasks(["gsm8k_choice"], None, SPLIT, tmp_path)
+    with pytest.raises(UserError, match="no data for bbh_choice_gone; it allows bbh_choice_dashed"):
+        gather_tasks(["bbh_choice_gone"], None, SPLIT, tmp_path, data)
+    with pytest.raises(UserError, match="--task-data"):
+        gather_light_tasks(["bbh_choice_dashed"], None, SPLIT, tmp_path)
+
+
 def test_words_to_choose_from_hold_the_right_one_and_three_others() -> None:
     found = items_of(WORD_CHOICE, 1234, 0.1)
     words = {item["context"]: item["word"] for item in items_of("python_docs_last_word", 1234, 0.1)}
