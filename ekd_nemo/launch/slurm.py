@@ -89,10 +89,13 @@ def launch_cluster(launch: Launch, loaded: LoadedCluster, say: Say) -> None:
     say(f"how it goes: ekd recipe status {shlex.quote(str(launch.runs[0].path))}")
 
 
-def _wanted(plans: Sequence[Plan]) -> set[str]:
-    """The parts that any repeat still needs, and the summary of all."""
-    wanted = set[str]().union(*(parts_to_do(plan) for plan in plans))
-    return wanted | {SUMMARISE} if wanted else wanted
+def _wanted(plans: Sequence[Plan]) -> dict[str, list[int]]:
+    """The parts that repeats still need, each with their numbers, and the summary of all."""
+    wanted: dict[str, list[int]] = {}
+    for number, plan in enumerate(plans):
+        for part in parts_to_do(plan):
+            wanted.setdefault(part, []).append(number)
+    return wanted | {SUMMARISE: [0]} if wanted else wanted
 
 
 def _refuse_active(runs: Sequence[RunDir]) -> None:
@@ -134,7 +137,7 @@ def _submit_parts(launch: Launch, parts: Sequence[Part], say: Say) -> None:
             raise RunError(
                 f"{part.name}: {error}; nothing of this launch is left in the queue"
             ) from error
-        tasks = len(part.arguments) if len(part.arguments) > 1 else None
+        tasks = None if part.array is None else len(part.tasks or part.arguments)
         submitted.append(
             Job(part=part.name, job_id=ids[part.name], tasks=tasks, after=after, script=str(script))
         )

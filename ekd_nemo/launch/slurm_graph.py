@@ -1,7 +1,7 @@
 """From a recipe, its repeats and a cluster to a graph of jobs: who runs where, and after whom. Nothing is run here."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -117,12 +117,13 @@ def _plan(resolved: ResolvedRecipe, run: RunDir, loaded: LoadedCluster, nproc: i
     return plan
 
 
-def parts_of(launch: Launch, wanted: Collection[str] | None = None) -> tuple[Part, ...]:
+def parts_of(launch: Launch, wanted: Mapping[str, Sequence[int]] | None = None) -> tuple[Part, ...]:
     """The graph's jobs, each after those that it depends on.
 
     Args:
         launch: from `plan_cluster`.
-        wanted: names of parts to take; None takes all. What a part depends on and is not taken is done already.
+        wanted: parts to take, and the numbers of the runs that need them; None takes all. What a part depends on and
+            is not taken is done already.
     """
     plan = launch.plans[0]
     names = [*(step.name for step in (*plan.preparation, *plan.steps)), SUMMARISE]
@@ -137,6 +138,7 @@ def parts_of(launch: Launch, wanted: Collection[str] | None = None) -> tuple[Par
             after=_after(name, taken),
             nodes=_nodes(launch) if name == TRAIN else 1,
             ranks=launch.ranks if name == TRAIN else 0,
+            tasks=None if wanted is None or name in SHARED_PARTS else tuple(wanted[name]),
         )
         for name in taken
     )

@@ -40,6 +40,7 @@ class Part:
         after: parts that must have succeeded.
         nodes: nodes that it takes.
         ranks: training ranks on them; 0 for one process.
+        tasks: numbers of the runs that still need it; None: all.
     """
 
     name: str
@@ -48,6 +49,16 @@ class Part:
     after: tuple[str, ...] = ()
     nodes: int = 1
     ranks: int = 0
+    tasks: tuple[int, ...] | None = None
+
+    @property
+    def array(self) -> str | None:
+        """The numbers of the array's tasks as Slurm writes them; None for a plain job."""
+        if len(self.arguments) == 1:
+            return None
+        if self.tasks is None:
+            return f"0-{len(self.arguments) - 1}"
+        return ",".join(str(task) for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def sbatch_text(part: Part, cluster: Cluster, place: Place) -> str:
 
 def _header(part: Part, cluster: Cluster, place: Place) -> str:
     assert cluster.slurm is not None
-    slurm, several = cluster.slurm, len(part.arguments) > 1
+    slurm, several = cluster.slurm, part.array is not None
     log = f"{pattern(place.runs[0] / LOGS / part.name)}-{'%A_%a' if several else '%j'}.log"
     lines = [
         "#!/bin/bash",
@@ -113,7 +124,7 @@ def _header(part: Part, cluster: Cluster, place: Place) -> str:
     ]
     lines += [directive("time", slurm.time_limit)]
     if several:
-        lines.append(directive("array", f"0-{len(part.arguments) - 1}"))
+        lines.append(directive("array", part.array))
     if part.ranks:
         lines.append(directive("signal", f"USR1@{slurm.grace_s}"))
     lines.append(directive("requeue" if slurm.requeue else "no-requeue"))

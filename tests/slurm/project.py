@@ -49,8 +49,8 @@ nodes:
   devices_per_node: 1
   cpus_per_node: 1
   device:
-    {kind: cpu, name: a core, memory_gib: 8, fp32_tflops: 0.05, bf16_tflops: 0.02, memory_gb_s: 10, link_gb_s: 2, network_gb_s: 1,
-     tdp_w: 15, idle_w: 5, source: these tests}
+    {kind: cpu, name: a core, memory_gib: 8, fp32_tflops: 0.05, bf16_tflops: 0.02,
+     memory_gb_s: 10, link_gb_s: 2, network_gb_s: 1, tdp_w: 15, idle_w: 5, source: these tests}
 environment:
   GLOO_SOCKET_IFNAME: lo
   HF_HUB_OFFLINE: "1"

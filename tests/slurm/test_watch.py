@@ -1,6 +1,7 @@
 """The batch script of ranks on a real Slurm, with ranks that only mark steps: hung, told to save, failed."""
 
 import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def test_a_hung_rank_ends_the_job_and_is_named(
         for text in started.run.power(node).read_text().splitlines()[-1:]
     ]
     assert kinds == ["stop", "stop"], "the samplers were ended properly"
+
+
+def test_a_run_goes_on_after_a_nodes_failure(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = start(project, monkeypatch, "--steps", "40")
+    marks = started.run.marks(1)
+    until(
+        lambda: marks.is_file() and marks.stat().st_size > 1500,
+        60,
+        lambda: project.said(started.run.path),
+    )
+    node = ["scontrol", "update", "NodeName=n2"]
+    subprocess.run([*node, "State=DOWN", "Reason=test"], check=True)
+    subprocess.run([*node, "State=RESUME"], check=True)
+    assert started.until_over(project) == "COMPLETED", project.said(started.run.path)
+    assert show_job(started.job_id)["Restarts"] == "1"
+    attempts = json.loads(started.run.run_json.read_text())["attempts"]
+    assert [attempt["attempt"] for attempt in attempts] == [1, 2]
+    seen = {json.loads(line)["attempt"] for line in marks.read_text().splitlines()}
+    assert seen == {1, 2}
 
 
 def test_ranks_that_fail_fail_the_job_with_their_last_word(

@@ -8,7 +8,8 @@ import yaml
 from ekd_nemo.config.cluster import LoadedCluster, load_cluster
 from ekd_nemo.config.resolve import ResolvedRecipe, resolve_recipe
 from ekd_nemo.errors import ConfigError, EkdError, LayoutError, RunDirError, UserError
-from ekd_nemo.launch import slurm_site
+from ekd_nemo.launch import slurm, slurm_site
+from ekd_nemo.launch.history import note_finished
 from ekd_nemo.launch.slurm import describe, launch_cluster, stored_launch
 from ekd_nemo.launch.slurm_graph import Launch, parts_of, plan_cluster
 from ekd_nemo.launch.slurm_jobs import Job, JobsFile, read_jobs, write_jobs
@@ -61,7 +62,7 @@ def test_each_part_comes_after_the_one_before(here: Path) -> None:
     ]
     train = parts[1]
     assert (train.nodes, train.ranks) == (2, 4)
-    rest = parts_of(launch, {"export", "summarise"})
+    rest = parts_of(launch, {"export": [0], "summarise": [0]})
     assert [(part.name, part.after) for part in rest] == [
         ("export", ()),
         ("summarise", ("export",)),
@@ -75,6 +76,28 @@ def test_repeats_are_an_array_with_seeds_counted_up(tiny: ResolvedRecipe, here: 
     counts = {part.name: len(part.arguments) for part in parts_of(launch)}
     assert counts == {"data": 1, "train": 3, "export": 3, "summarise": 1}
     assert launch.place.name == launch.runs[0].run_id.removesuffix("-s1234")
+
+
+def test_what_repeats_have_finished_is_not_submitted_again(
+    tiny: ResolvedRecipe, here: Path
+) -> None:
+    launch = plan(tiny, cluster(here), repeats=3)
+    for each in launch.plans:
+        make_run(each.run, each.recipe, launch.cluster)
+    done = launch.plans[1]
+    for step in done.steps:
+        for product in step.products:
+            product.mkdir(parents=True)
+        note_finished(done.run, step, 1, 1.0)
+    wanted = slurm._wanted(launch.plans)
+    assert wanted == {"data": [0, 1, 2], "train": [0, 2], "export": [0, 2], "summarise": [0]}
+    assert {part.name: part.array for part in parts_of(launch, wanted)} == {
+        "data": None,
+        "train": "0,2",
+        "export": "0,2",
+        "summarise": None,
+    }
+    assert {part.array for part in parts_of(launch)} == {None, "0-2"}
 
 
 @pytest.mark.parametrize(
