@@ -1,6 +1,8 @@
 # make quickstart   from a fresh clone to a table of two runs, on a CPU
 # make test         everything that needs no GPU and no minutes
 # make test-slurm   the job graph on a real Slurm of this machine
+# make study        five methods, three seeds: does distillation pay? Hours on a CPU; resumable
+# make study-slice  one seed of it on a sixth of the tokens
 # make lint         ruff, basedpyright, import directions, spelling
 # PYTHON=... chooses the interpreter (3.11) that .venv is made with.
 
@@ -9,7 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.made-from
 
 .DEFAULT_GOAL := help
-.PHONY: help env quickstart test test-full test-slurm lint format bench clean
+.PHONY: help env quickstart study study-slice test test-full test-slurm lint format bench clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -29,6 +31,15 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: env
 	@$(BIN)/python tools/quickstart.py
+
+# TASK_DATA=FOLDER with bbh/*.json and gsm8k/*.jsonl adds their tasks to the full study.
+study: env
+	@$(BIN)/python tools/make_teacher.py
+	@$(BIN)/python -m tools.study full $(if $(TASK_DATA),--task-data "$(TASK_DATA)")
+
+study-slice: env
+	@$(BIN)/python tools/make_teacher.py
+	@$(BIN)/python -m tools.study slice
 
 test: env
 	$(BIN)/python -m pytest -m "not gpu and not slurm and not slow"
