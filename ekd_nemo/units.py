@@ -37,8 +37,8 @@ _ENERGY_STEPS: Final = ((1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ"), (1.0, "J"), (1e-3
 
 
 def format_energy(energy_j: float) -> str:
-    """Energy with four significant digits and a fitting unit: `12.34 kJ`."""
-    for scale, unit in _ENERGY_STEPS:
-        if abs(energy_j) >= scale:
-            return f"{energy_j / scale:.4g} {unit}"
-    return f"{energy_j:.4g} J"
+    """Energy with four significant digits and a fitting unit, the smallest mJ: `12.34 kJ`, `0.05 mJ`, `0 J`."""
+    if energy_j == 0:
+        return "0 J"
+    scale, unit = next((s for s in _ENERGY_STEPS if abs(energy_j) >= s[0]), _ENERGY_STEPS[-1])
+    return f"{energy_j / scale:.4g} {unit}"

@@ -20,6 +20,16 @@ import numpy.typing as npt
 
 from ekd_nemo.evals.eval_dir import EvalDir
 from ekd_nemo.metrics.phase_stack import PHASE_NUMBER
+from ekd_nemo.records.ept import (
+    EptDevice,
+    EptEngine,
+    EptFile,
+    EptModel,
+    EptRepeat,
+    EptWorkload,
+    ept_entry,
+    write_ept,
+)
 from ekd_nemo.records.identity import Input, write_identity
 from ekd_nemo.records.lines import StateLine
 from ekd_nemo.records.rundir import RunDir
@@ -145,6 +155,7 @@ def _write(run: RunDir, method: Method, seed: int, recipe_hash: str, phases: lis
         for task, score in method.scores.items():
             _score(run, "student", task, score + float(rng.normal(0.0, 0.004)))
             _score(run, "teacher", task, _TEACHER[task])
+        _benchmark(run, rng)
     return run
 
 
@@ -237,6 +248,33 @@ def _score(run: RunDir, role: str, task: str, value: float) -> None:
     folder.results(role, task).write_bytes(data)
     settings = sidecar(task, role, results_sha256=sha256(data).hexdigest(), num_items={task: items})
     folder.settings(role, task).write_text(settings.model_dump_json())
+
+
+def _benchmark(run: RunDir, rng: Any) -> None:
+    """`ept.json` of student and teacher: three repeats at two batch sizes, fixed lengths."""
+    workload = EptWorkload(
+        prompts="built-in", mode="fixed", input_tokens=512, new_tokens=128, requests=64
+    )
+    entries = [
+        ept_entry(
+            role=role,
+            model=EptModel(path=f"models/{role}"),
+            engine=EptEngine(name="vllm", version="0.11", dtype="bfloat16", tensor=boards),
+            devices=tuple(EptDevice(uuid=f"GPU-{board}f3a1c77") for board in range(boards)),
+            workload=workload,
+            batch_size=batch,
+            source="measured",
+            meter="nvml",
+            repeats=[
+                EptRepeat(energy_j=joules * 64 * 640 * (1.5 if batch == 8 else 1) * float(rng.normal(1, 0.01)),
+                          duration_s=20.0, input_tokens=64 * 512, output_tokens=64 * 128, requests=64, coverage=1.0)
+                for _ in range(3)
+            ],
+        )
+        for role, joules, boards in (("student", 0.14, 1), ("teacher", 1.21, 4))
+        for batch in (8, 64)
+    ]  # fmt: skip
+    write_ept(run.ept_json, EptFile().with_entries(entries))
 
 
 def make_cache_run(folder: Path, *, period_s: float = 1.0) -> RunDir:

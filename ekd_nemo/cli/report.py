@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ekd_nemo.cli.common import require_extra
+from ekd_nemo.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Runs as one page.")
 
@@ -22,11 +23,15 @@ def build(
         "report.html"
     ),
     figures: Annotated[
-        Path | None, typer.Option(help="A folder for each figure as PNG and PDF.")
+        Path | None,
+        typer.Option(
+            help="A folder for each figure as PNG and PDF; those of its name are replaced."
+        ),
     ] = None,
 ) -> None:
     """Build a self-contained HTML report."""
     require_extra("ekd report build", "report", "matplotlib")
+    _check_targets(out, figures)
     from ekd_nemo.report.content import gather
     from ekd_nemo.report.drawn import Absent
     from ekd_nemo.report.page import build as build_page
@@ -38,3 +43,13 @@ def build(
         typer.echo(f"  {name}: n/a: {reason}")
     if figures is not None:
         typer.echo(f"{figures}: each of them as PNG and PDF")
+
+
+def _check_targets(out: Path, figures: Path | None) -> None:
+    """Refuse places that cannot be written to before minutes are spent on reading."""
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; expected the name of an HTML file")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: the folder {out.absolute().parent} is not there")
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise UserError(f"--figures {figures}: is a file; expected a folder")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ekd_nemo.metrics import format as fmt
-from ekd_nemo.metrics.summary import Figures, Summary
+from ekd_nemo.metrics.summary import Figures, Summary, mean_figures
 
 Row = tuple[str, ...]
 
@@ -57,7 +57,10 @@ def _mean_of(count: int) -> str:
 
 
 def others(summary: Summary, prefix: str) -> dict[str, Figures]:
-    """Figures of teacher and base whose names begin so, by row name: one row where all runs agree, else one a run."""
+    """Figures of teacher and base whose names begin so, by row name.
+
+    One row where all runs agree, else the mean and one a run.
+    """
     rows: dict[str, Figures] = {}
     for role in ("teacher", "base"):
         found = {
@@ -68,6 +71,7 @@ def others(summary: Summary, prefix: str) -> dict[str, Figures]:
         distinct = {tuple((n, q.value) for n, q in sorted(mine.items())) for mine in found.values()}
         if len(distinct) == 1:
             rows[role] = next(iter(found.values()))
-        else:
+        elif found:
+            rows[f"{role}, {_mean_of(len(found))}"] = mean_figures(list(found.values()))
             rows.update({f"{role} of {run_id}": mine for run_id, mine in found.items()})
     return rows

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from ekd_nemo.metrics.bands import frontier_of
 from ekd_nemo.metrics.quantity import Quantity
-from ekd_nemo.metrics.summary import PHASE, SCORE, MethodSummary
+from ekd_nemo.metrics.summary import PHASE, SCORE, Figures, MethodSummary
+from ekd_nemo.metrics.table_parts import others
 from ekd_nemo.records.phases import PHASES
 from ekd_nemo.report import style
 from ekd_nemo.report.content import Content
@@ -37,27 +38,43 @@ def inference_energy(content: Content) -> Figure | Absent:
 def _grouped(
     content: Content, views: Mapping[str, str], label: str, *, per_token: bool
 ) -> Figure | Absent:
-    """Bars of several figures in one unit, a group a method."""
-    methods = [
-        m for m in content.summary.methods if any(_of(m, view).value is not None for view in views)
+    """Bars of several figures in one unit, a group a method; teacher and base above them where they have any."""
+    rows = [
+        (name, figures, colour)
+        for name, figures, colour in _models(content, "ept_" if per_token else "e_run")
+        if any(figures.get(view, _UNKNOWN).value is not None for view in views)
     ]
-    if not methods:
+    if not rows:
         return _why(content, next(iter(views)))
-    largest = max(_of(m, view).high or _of(m, view).value or 0.0 for m in methods for view in views)
+    quantities = [figures.get(view, _UNKNOWN) for _, figures, _ in rows for view in views]
+    largest = max(quantity.high or quantity.value or 0.0 for quantity in quantities)
     scale = style.energy_scale(largest, per_token=per_token)
-    unit = f"{scale.unit}/token" if per_token else scale.unit
-    figure, axes = style.rows_plot([_row_name(m) for m in methods], len(views))
-    colours, height = _colours(content), 0.8 / len(views)
-    for row, method in enumerate(methods):
+    figure, axes = style.rows_plot([name for name, *_ in rows], len(views))
+    height = 0.8 / len(views)
+    for row, (_, figures, colour) in enumerate(rows):
         for place, view in enumerate(views):
             at = row + (place - (len(views) - 1) / 2) * height
-            _bar(axes, at, height, _of(method, view), scale, colours[method.name], place)
+            _bar(axes, at, height, figures.get(view, _UNKNOWN), scale, colour, place)
     for place, name in enumerate(views.values()):
         axes.barh([0], [0], color=style.MUTED, alpha=_alpha(place), label=name)
-    axes.set_xlabel(f"{label} [{unit}]")
+    axes.set_xlabel(f"{label} [{scale.unit}{'/token' if per_token else ''}]")
     axes.set_xlim(0, 1.14 * largest / scale.of_si)
     style.legend_above(figure, axes)
     return figure
+
+
+def _models(content: Content, prefix: str) -> list[tuple[str, Figures, str]]:
+    """Row name, figures and colour of teacher and base, as far as they have such figures, and of every method."""
+    colours, runs = _colours(content), [run.run_id for run in content.summary.runs]
+    beside = [
+        (who, figures, style.INK)
+        for who, figures in others(content.summary, prefix).items()
+        if who.partition(" of ")[2] not in runs
+    ]
+    return beside + [
+        (_row_name(method), method.figures, colours[method.name])
+        for method in content.summary.methods
+    ]
 
 
 def _bar(axes: Any, at: float, height: float, quantity: Quantity, scale: style.Scale, colour: str,

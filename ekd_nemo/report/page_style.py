@@ -32,7 +32,8 @@ tbody tr{{border-bottom:1px solid {_GRID}}}
 tbody+tbody{{border-top:2px solid {_MUTED}}}
 tbody th:first-child{{position:sticky;left:0;background:var(--page);padding-right:.8rem}}
 table.told th,table.told td{{text-align:left;white-space:normal;overflow-wrap:anywhere}}
-table.told td:first-child{{white-space:nowrap;overflow-wrap:normal}}
+table.told td:first-child{{min-width:12rem;overflow-wrap:normal}}
+table.told td:nth-child(2){{min-width:14rem}}
 details{{margin:.5rem 0}}summary{{cursor:pointer;color:var(--link);font-size:.85rem}}
 nav ul{{list-style:none;margin:0;padding:0}}
 nav ul ul{{padding-left:.9rem}}

@@ -10,8 +10,9 @@ from ekd_nemo.metrics.table_parts import Row, Table
 
 def table_html(table: Table, runs: set[str], *, titled: bool = True) -> str:
     """The table; rows of runs are folded away under those of methods."""
-    told = [rows for rows in table.sections if not _is_of_runs(rows, runs)]
-    single = [row for rows in table.sections if _is_of_runs(rows, runs) for row in rows]
+    others = [tuple(r for r in rows if not _is_of_run(r, runs)) for rows in table.sections]
+    told = [rows for rows in others if rows]
+    single = [row for rows in table.sections for row in rows if _is_of_run(row, runs)]
     title = f'<h3 id="table-{slug(table.title)}">{escape(table.title)}</h3>\n' if titled else ""
     text = f'{title}<p class="caption">{escape(table.caption)}</p>\n{_rows_html(table, told)}'
     if single:
@@ -20,8 +21,9 @@ def table_html(table: Table, runs: set[str], *, titled: bool = True) -> str:
     return text
 
 
-def _is_of_runs(rows: tuple[Row, ...], runs: set[str]) -> bool:
-    return all(row[0] in runs for row in rows)
+def _is_of_run(row: Row, runs: set[str]) -> bool:
+    """Whether a row is of one run, or of a teacher or base as one run saw it."""
+    return row[0] in runs or row[0].partition(" of ")[2] in runs
 
 
 def _rows_html(table: Table, sections: Iterable[tuple[Row, ...]]) -> str:

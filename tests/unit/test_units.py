@@ -17,6 +17,7 @@ def test_conversions_are_powers_of_ten_and_the_hour() -> None:
     [
         (0.0, "0 J"),
         (0.0123, "12.3 mJ"),
+        (0.00005, "0.05 mJ"),
         (1.0, "1 J"),
         (999.4, "999.4 J"),
         (1_234.0, "1.234 kJ"),

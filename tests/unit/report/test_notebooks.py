@@ -63,8 +63,6 @@ def test_it_runs_and_shows_something_in_every_cell(path: Path, kernel: KernelMan
         drawn = re.search(r'figure\(content, "(\w+)"\)', cell.source)
         if drawn is None:
             assert "<td" in html or "few_repeats" in html, cell.source
-        elif path.stem == "eff_overall":
-            assert "n/a: no ept.json" in html or "n/a: no scores" in html  # and not an empty figure
         else:
             assert drawn[1] in FIGURES
             assert "<svg" in html, cell.source

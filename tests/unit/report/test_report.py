@@ -174,3 +174,27 @@ def test_a_folder_without_runs_leaves_no_page(
     assert main(["report", "build", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--out", "."], "--out .: is a folder"),
+        (["--out", "gone/r.html"], "--out gone/r.html: the folder"),
+        (["--out", "r.html", "--figures", "file"], "--figures file: is a file"),
+    ],
+)
+def test_places_that_cannot_be_written_to_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert main(["report", "build", "runs", *options]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {says}")
+    assert told.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
