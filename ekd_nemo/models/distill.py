@@ -105,6 +105,9 @@ class DistillModel(GPTModel):
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build this rank's part, and fill it from `source` unless a checkpoint will."""
         fresh = not hasattr(self, "module")
+        if vp_stage is None and self.config.virtual_pipeline_model_parallel_size is not None:
+            vp_stage = 0  # NeMo numbers the further chunks alone, and asks each for its number
+        self.vp_stage = vp_stage
         super().configure_model(vp_stage)
         if not fresh:
             return

@@ -16,6 +16,7 @@ from torch import Tensor
 from ekd_nemo.errors import DataError
 from ekd_nemo.losses.relation import LEAST, relation_count
 from ekd_nemo.models.distill import DistillModel, StepInput, distribution
+from ekd_nemo.models.pace import ATTENDED
 from ekd_nemo.models.phases import PhaseClock
 from ekd_nemo.models.terms import FEATURE, VALID, LossPlan, feature_name, relation_name
 from ekd_nemo.parallel.batch import Microbatch
@@ -36,7 +37,8 @@ class Prepared:
 
     Attributes:
         inputs: the microbatches with what their losses need.
-        counts: denominators over the global batch by name; also all tokens, under "tokens".
+        counts: denominators over the global batch by name; also all tokens, under "tokens", and
+            the positions that they attend to, under "attended".
         tokens: non-padding tokens of this rank.
         tokens_valid: of those, the ones that carry loss.
         sums: terms that are known already and that this rank speaks for.
@@ -127,6 +129,7 @@ class Preparing:
             TOKENS: sum(int(batch.num_tokens) for batch in batches),
             VALID: sum(int(batch.num_valid) for batch in batches),
             FEATURE: sum(int(mask.sum()) for mask in feature_masks),
+            ATTENDED: sum(_attended(batch) for batch in batches),
         }
         relation = self._plan.objective.relation
         if relation is not None and self._plan.batch_relations:
@@ -199,6 +202,13 @@ class Preparing:
         speaks = on_last_stage_once() and parallel_state.get_data_parallel_rank() == 0
         sums = {name: float(value) for name, value in related.sums.items()} if speaks else {}
         return related.gradients, sums
+
+
+def _attended(batch: Microbatch) -> int:
+    """Positions that each token attends to, itself included, added up over all tokens."""
+    numbers = batch.flat_segments
+    lengths = torch.bincount(numbers[numbers >= 0], minlength=batch.num_segments)
+    return int((lengths * (lengths + 1) // 2).sum())
 
 
 def _kept_per_segment(batch: Microbatch, seed: int, per_segment: int) -> list[int]:

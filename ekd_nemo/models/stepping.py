@@ -14,6 +14,7 @@ from ekd_nemo.backend.device import compute_device
 from ekd_nemo.config.recipe import Train
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.models.distill import DistillModel
+from ekd_nemo.models.pace import Pace
 from ekd_nemo.models.phases import PhaseClock
 from ekd_nemo.models.preparing import Prepared, Preparing
 from ekd_nemo.models.training_log import StepRecord, TrainingLog
@@ -40,6 +41,7 @@ class Stepping(pl.Callback):
         train: Train,
         log: TrainingLog,
         phases: PhaseClock,
+        pace: Pace,
     ) -> None:
         """Hold what a step needs.
 
@@ -50,10 +52,11 @@ class Stepping(pl.Callback):
             train: batch sizes and cadence.
             log: where steps are recorded.
             phases: the rank's marks.
+            pace: of the run's steps.
         """
         self._plan, self._make_teacher, self._train = model.plan, make_teacher, train
         self._preparing = Preparing(model.plan, model.seed, phases)
-        self._log, self._phases, self._held_out = log, phases, held_out
+        self._log, self._phases, self._held_out, self._pace = log, phases, held_out, pace
         self._teacher: TeacherSource | None = None
         self._prepared: Prepared | None = None
         self._chunks: list[DistillModel] = []
@@ -119,6 +122,7 @@ class Stepping(pl.Callback):
         means = self._plan.means(self._sums, prepared.counts)
         grad_norm = trainer.callback_metrics.get("grad_norm")
         self._phases.step(step, prepared.tokens, prepared.tokens_valid)
+        duration_s = (time.monotonic_ns() - self._started_ns) / 1e9
         self._log.step(
             StepRecord(
                 step=step,
@@ -128,7 +132,8 @@ class Stepping(pl.Callback):
                 grad_norm=None if grad_norm is None else float(grad_norm),
                 tokens=prepared.counts["tokens"],
                 tokens_valid=prepared.counts["valid"],
-                duration_s=(time.monotonic_ns() - self._started_ns) / 1e9,
+                duration_s=duration_s,
+                pace=self._pace.of(prepared.counts, duration_s) if self._log.speaks else None,
             )
         )
         if step % self._train.val_interval == 0 or step == self._train.steps:

@@ -38,6 +38,7 @@ from ekd_nemo.models.datamodule import PackedDataModule
 from ekd_nemo.models.distill import METHODS, DistillModel
 from ekd_nemo.models.mlflow_run import continued
 from ekd_nemo.models.optimizer import optimizer_module
+from ekd_nemo.models.pace import Pace
 from ekd_nemo.models.phases import PhaseClock, attempt
 from ekd_nemo.models.precision import DTYPES, check_fp8, plugin_settings, transformer_settings
 from ekd_nemo.models.sides import Sides
@@ -125,6 +126,7 @@ def train(
             recipe.train,
             log,
             phases,
+            Pace(run, recipe, student, teacher),
         )
         trainer = make_trainer(run, recipe, [MeasureClocks(run), stepping, stop], phases)
         data = PackedDataModule(PackedDataset(recipe.data.path, "train"), recipe.train, recipe.seed)

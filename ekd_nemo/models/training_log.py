@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ekd_nemo.config.recipe import Recipe
+from ekd_nemo.models.pace import StepPace
 from ekd_nemo.models.validation import Held
 from ekd_nemo.records.jsonl import JsonlStore, ReadReport, read_objects
 
@@ -30,6 +31,7 @@ class StepRecord:
         tokens: non-padding tokens of the global batch.
         tokens_valid: of those, the ones that carry loss.
         duration_s: of the step on this rank, teacher included, validation and checkpoint not.
+        pace: rates of the step; None on ranks that keep silent.
     """
 
     step: int
@@ -40,6 +42,7 @@ class StepRecord:
     tokens: int
     tokens_valid: int
     duration_s: float
+    pace: StepPace | None = None
 
 
 class MetricLogger(Protocol):
@@ -68,6 +71,11 @@ class TrainingLog:
             self._store = JsonlStore(path)
             self._console = StepConsole(recipe)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether anything is written here."""
+        return self._speaks
+
     def begin(self, step: int) -> None:
         """Go on after `step` steps; what earlier attempts did beyond is done again."""
         if self._speaks:
@@ -89,6 +97,7 @@ class TrainingLog:
             "tokens_valid": record.tokens_valid,
             "tokens_total": sum(self._tokens_total.values()),
             "duration_s": record.duration_s,
+            **({} if record.pace is None else asdict(record.pace)),
         }
         self._write(values)
         if record.step % self._recipe.train.log_interval == 0:
@@ -173,7 +182,10 @@ class StepConsole:
     def step(self, record: StepRecord) -> None:
         """Show a step."""
         terms = "  ".join(f"{name} {value:.4f}" for name, value in record.terms.items())
-        text = f"loss {record.loss:.4f}  {terms}  lr {record.lr:.2e}  {record.duration_s:.2f} s"
+        text = (
+            f"loss {record.loss:.4f}  {terms}  lr {record.lr:.2e}  {record.duration_s:.2f} s"
+            f"{pace_text(record.pace)}"
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=record.step, now=text)
         else:
@@ -199,3 +211,15 @@ class StepConsole:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def pace_text(pace: StepPace | None) -> str:
+    """Rates as the console shows them; what is not known is left out."""
+    if pace is None:
+        return ""
+    parts = [f"{pace.tokens_per_s:.0f} tokens/s", f"{pace.flops / 1e12:.3g} TFLOP"]
+    if pace.mfu is not None:
+        parts.append(f"MFU {pace.mfu:.1%}")
+    if pace.energy_per_token_j is not None:
+        parts.append(f"{pace.energy_per_token_j:.3g} J/token")
+    return "  " + "  ".join(parts)
