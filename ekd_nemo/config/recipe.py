@@ -50,7 +50,7 @@ class CacheBuild(Strict):
 
     kind: Literal["topk", "sampled", "hidden", "embeddings"]
     k: PositiveInt = 64  # ids a token, for topk
-    min_probability: Annotated[float, Field(ge=0, lt=1)] = 1e-4  # less likely ids join the tail
+    min_probability: Annotated[float, Field(ge=0, lt=1)] = 6e-4  # less likely ids join the tail
     samples: PositiveInt = 64  # draws a token, for sampled
     seed: Count = 0  # of the draws
     probability_bits: Literal[8, 16] = 8
