@@ -64,15 +64,17 @@ def read_ledger(path: Path) -> list[LedgerRow]:
     """
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        table.validate(full=True)  # texts that are none
+        is_ours = (
+            table.schema.equals(_SCHEMA)
+            and (table.schema.metadata or {}).get(b"schema_version") == SCHEMA_VERSION.encode()
+        )
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path}: not a ledger ({reason}); `ekd metrics ledger` rebuilds it"
         ) from error
-    if (
-        not table.schema.equals(_SCHEMA)
-        or (table.schema.metadata or {}).get(b"schema_version") != SCHEMA_VERSION.encode()
-    ):
+    if not is_ours:
         raise DataError(f"{path}: a ledger of another version; `ekd metrics ledger` rebuilds it")
     names = [field.name for field in fields(LedgerRow)]
     columns: list[list[Any]] = [table.column(name).to_pylist() for name in names]

@@ -175,7 +175,7 @@ class Segment:
             raw = json.loads((self._file.schema_arrow.metadata or {})[_METADATA])
             version, listed = raw["schema_version"], raw["series"]
             self.series: tuple[SegmentSeries, ...] = tuple(SegmentSeries(**one) for one in listed)
-        except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: not a segment of samples ({_one_line(error)})") from error
         if version != SCHEMA_VERSION or len(self.series) != self._file.num_row_groups:
             raise DataError(f"{path}: a segment of another version, or cut")
@@ -187,8 +187,11 @@ class Segment:
             DataError: if the group cannot be read.
         """
         try:
-            return self._file.read_row_group(group, columns=list(columns), use_threads=False)
-        except (OSError, pa.ArrowInvalid) as error:
+            table = self._file.read_row_group(group, columns=list(columns), use_threads=False)
+            if any(pa.types.is_string(field.type) for field in table.schema):
+                table.validate(full=True)
+            return table
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"{self.path}: group {group} cannot be read ({_one_line(error)})"
             ) from error
