@@ -99,6 +99,12 @@ class Case:
         )
 
     @property
+    def cost(self) -> float:
+        """About the time that it takes: ranks, and messages between tensor-parallel ranks."""
+        messages = (self.tensor - 1) * SAMPLES // (self.data * self.microbatch)
+        return 2 + self.world + messages / 4
+
+    @property
     def parallel(self) -> Parallel:
         return Parallel(
             tensor=self.tensor,
@@ -152,8 +158,7 @@ def covering() -> list[Case]:
     missing = (1 << len(numbers)) - 1
     chosen: list[Case] = []
     while missing:
-        # Ranks cost time, and their groups' threads: pairs for each of them are counted.
-        best = max(every, key=lambda case: (bits[case] & missing).bit_count() / (2 + case.world))
+        best = max(every, key=lambda case: (bits[case] & missing).bit_count() / case.cost)
         chosen.append(best)
         missing &= ~bits[best]
     return chosen

@@ -1,5 +1,6 @@
 """One training step by Megatron's schedules on gloo ranks, many cases in one start of the ranks."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def steps(
 def _forget_groups() -> None:
     """Megatron forgets its groups and leaves their threads: dozens a case, in every rank."""
     dist.barrier()
+    gc.collect()  # models and buffers hold groups, in circles
     for group in list(distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)

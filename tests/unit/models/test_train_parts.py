@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.placement import student_ranks
 from ekd_nemo.config.recipe import Optimizer, Parallel, Recipe
 from ekd_nemo.errors import ConfigError, LayoutError, RunDirError
 from ekd_nemo.models import train
@@ -61,7 +62,7 @@ def test_coordinates_are_megatrons(tensor: int, pipeline: int, world: int) -> No
 
 
 def check(recipe: Recipe, world: int = 1, teacher: Architecture = TEACHER) -> None:
-    train.check(recipe, STUDENT, teacher, world)
+    train.check(recipe, STUDENT, teacher, student_ranks(recipe, world))
 
 
 def test_sound_recipe_passes(recipe: Recipe) -> None:
