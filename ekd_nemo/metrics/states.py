@@ -19,6 +19,7 @@ from ekd_nemo.metrics.curve import Floats, Ints
 from ekd_nemo.metrics.ledger import Ledger
 from ekd_nemo.metrics.phase_time import Window
 from ekd_nemo.metrics.profile import starts_of
+from ekd_nemo.records.gaps import gap_threshold_s
 from ekd_nemo.records.jsonl import ReadReport
 from ekd_nemo.records.lines import HostLine, StateLine
 from ekd_nemo.records.segments import SUFFIX, Segment
@@ -31,7 +32,7 @@ _STATES: Final = {"state": DEVICE_STATES, "host": HOST_STATES}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class States:
-    """Mean of each fact in each bin of a profile; NaN where nothing was read.
+    """Mean of each fact in each bin of a profile, straight between readings without a gap; NaN where nothing is known.
 
     Attributes:
         devices: by fact (`util_pct`, ...), then by UUID of the accelerators that ranks occupied.
@@ -141,4 +142,18 @@ def _binned(
         where = np.minimum((since_s / width_s).astype(np.int64), bins - 1)
         total += np.bincount(where, values[inside], bins)
         count += np.bincount(where, minlength=bins)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return _bridged(means, gap_threshold_s(np.unique(at_ns)) / width_s)
+
+
+def _bridged(means: Floats, bins_at_most: float) -> Floats:
+    """Bins between two samples that have no gap between them, interpolated; ends and gaps stay open."""
+    known = np.flatnonzero(~np.isnan(means))
+    if not len(known):
+        return means
+    bins = np.arange(len(means))
+    after = np.searchsorted(known, bins)
+    inside = (after > 0) & (after < len(known))
+    left, right = known[np.maximum(after - 1, 0)], known[np.minimum(after, len(known) - 1)]
+    near = inside & (right - left <= bins_at_most + 1)
+    return np.where(np.isnan(means) & near, np.interp(bins, known, means[known]), means)

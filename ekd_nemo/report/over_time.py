@@ -86,7 +86,7 @@ def _phase_strip(axes: Any, content: Content, method: MethodSummary) -> set[str]
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel(
-        _short(method.name, 18), rotation=0, ha="right", va="center", color=_colours(content)[method.name],
+        style.short(method.name, 24), rotation=0, ha="right", va="center", color=_colours(content)[method.name],
         fontsize=style.SMALL,
     )  # fmt: skip
     return set(shares)
@@ -195,12 +195,13 @@ def _bands(
     """A line and a band for each method; bands end at the limits of what the quantity can be."""
     width_s = float(next(iter(content.profiles.values())).edges_s[1])
     time_unit = style.time_scale(content.longest_s).of_si
+    dashes = style.dashes_of(method.name for method in content.summary.methods)
     for name, parts in curves.items():
         band = band_of(parts)
         at = (np.arange(len(band.mean)) + (0.0 if at_edges else 0.5)) * width_s / time_unit
         colour = _colours(content)[name]
         mean, deviation = band.mean / unit, band.deviation / unit
-        axes.plot(at, mean, color=colour, label=named(name, len(parts)))
+        axes.plot(at, mean, color=colour, ls=dashes[name], label=named(name, len(parts)))
         if len(parts) > 1:
             low, high = mean - deviation, mean + deviation
             if limits != (None, None):
@@ -227,10 +228,6 @@ def _largest(curves: Sequence[Floats]) -> float:
 def named(method: str, runs: int) -> str:
     """A method with the number of its runs."""
     return method if runs == 1 else f"{method} ({runs} runs)"
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _shortened(names: Sequence[str]) -> dict[str, str]:

@@ -34,7 +34,7 @@ def power_against_utilisation(content: Content) -> Figure | Absent:
     for axes, (name, points) in zip(every, found.items(), strict=False):
         chosen = points[:: -(-len(points) // _POINTS_AT_MOST)]
         axes.plot(chosen[:, 0], chosen[:, 1], "o", ms=2.6, mew=0, alpha=0.45, color=colours[name])
-        axes.set_title(name)
+        axes.set_title(style.short(name, 96 // columns))
         axes.set_xlim(-3, 103)
     style.from_zero(max(every[: len(found)], key=lambda axes: axes.dataLim.y1))
     for axes in every[len(found) :]:

@@ -29,9 +29,14 @@ DARK: Final = {
     "#009e74": "#2fc598", "#cc79a8": "#e39ac4", "#56b4ea": "#9bd4f5", "#dcdfe3": "#3d444d",
 }  # fmt: skip
 
+_DASHES: Final = ("-", "--", ":")
+
 WIDTH_IN: Final = 8.0
 LARGE: Final = 9.0
 SMALL: Final = 8.0
+_LINE_IN: Final = 0.17  # of a legend
+_LINE_CHARACTERS: Final = 112  # that fit side by side in the width of a figure, at the small size
+_HANDLE_CHARACTERS: Final = 6
 
 # Fixed, so that the same records give the same bytes.
 RC: Final[dict[Any, Any]] = {
@@ -100,6 +105,11 @@ def colours_of(names: Iterable[str]) -> dict[str, str]:
     return {name: SERIES[place % len(SERIES)] for place, name in enumerate(names)}
 
 
+def dashes_of(names: Iterable[str]) -> dict[str, str]:
+    """A line style for each name, by its place: another one each time that the colours begin anew."""
+    return {name: _DASHES[place // len(SERIES) % len(_DASHES)] for place, name in enumerate(names)}
+
+
 def plot(height_in: float = 3.3) -> tuple[Figure, Any]:
     """A figure with one plot."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
@@ -142,17 +152,23 @@ def from_zero(axes: Any, top: float | None = None) -> None:
 
 
 def _legend(figure: Figure, axes: Any, place: Any, columns: int) -> None:
+    """A legend of as many columns as the labels leave room for; the figure grows with its lines."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles,
-            labels,
-            loc=place,
-            ncols=min(columns, len(labels)),
-            columnspacing=1.4,
-            handlelength=1.6,
-            borderaxespad=0.2,
-        )
+    if not handles:
+        return
+    room = int(_LINE_CHARACTERS // (max(map(len, labels)) + _HANDLE_CHARACTERS))
+    count = max(1, min(columns, len(labels), room))
+    lines = -(-len(labels) // count)
+    figure.set_figheight(figure.get_figheight() + _LINE_IN * (lines - 1))
+    figure.legend(
+        handles,
+        labels,
+        loc=place,
+        ncols=count,
+        columnspacing=1.4,
+        handlelength=1.6,
+        borderaxespad=0.2,
+    )
 
 
 def name_phases(axes: Any, phases: Iterable[str]) -> None:
@@ -175,6 +191,14 @@ def theme_css(*, dark: bool) -> str:
     return ";".join(
         f"{variable(light)}:{night if dark else light}" for light, night in DARK.items()
     )
+
+
+def short(text: str, length: int) -> str:
+    """A name with its middle left out, where there is no room for more."""
+    if len(text) <= length:
+        return text
+    tail = length // 2
+    return f"{text[: length - 1 - tail]}…{text[-tail:]}"
 
 
 def variable(colour: str) -> str:

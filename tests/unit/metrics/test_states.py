@@ -55,3 +55,21 @@ def test_the_same_out_of_a_segment(run: RunDir) -> None:
     pack(path, path.with_name("power-n1.1.parquet"))
     path.unlink()
     check(states_of(ledger_of_run(run), run.segment_files(), np.arange(7) * 5.0))
+
+
+def test_bins_finer_than_the_readings_are_joined_and_gaps_stay_open(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    recorder = Recorder()
+    recorder.device("GPU-0")
+    recorder.sample("GPU-0", 0, 60, lambda _: 200.0)
+    for second in (2, 6, 10, 14, 40, 44):
+        where = recorder.where(second) | {"sampler": recorder.sampler}
+        meter = {"uuid": "GPU-0", "meter": "nvml", "source": "measured"}
+        recorder.telemetry.append(StateLine(**where, **meter, util_pct=second))
+    recorder.phase(0, "student_train", 0, 50)
+    recorder.write(run)
+    states = states_of(ledger_of_run(run), run.power_files(), np.arange(26) * 2.0)
+    found = states.devices["util_pct"]["GPU-0"]
+    assert found[1:8].tolist() == [2, 4, 6, 8, 10, 12, 14]
+    assert found[20:23].tolist() == [40, 42, 44]
+    assert np.isnan(np.delete(found, [*range(1, 8), *range(20, 23)])).all()
