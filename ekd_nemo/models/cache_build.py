@@ -13,20 +13,20 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from ekd_nemo.backend import cpu
 from ekd_nemo.backend.device import compute_device
 from ekd_nemo.backend.layers import decoder_block_spec
 from ekd_nemo.config.architecture import Architecture, check_layout, padded_vocab
-from ekd_nemo.config.recipe import Parallel, Precision, Recipe
+from ekd_nemo.config.recipe import Parallel, Recipe
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.data.progress import Report
-from ekd_nemo.errors import ConfigError, LayoutError
+from ekd_nemo.errors import LayoutError
 from ekd_nemo.losses.collectives import gather_rows
+from ekd_nemo.models.frozen import frozen_config
 from ekd_nemo.models.phases import PhaseClock
-from ekd_nemo.models.weights import FolderSource, load_weights, model_kwargs, transformer_kwargs
+from ekd_nemo.models.weights import FolderSource, load_weights, model_kwargs
 from ekd_nemo.parallel.batch import TENSORS, Microbatch
 from ekd_nemo.parallel.hidden import HiddenStateGPT
 from ekd_nemo.parallel.shared_teacher import SharedTeacher
@@ -34,10 +34,10 @@ from ekd_nemo.sources.cache_manifest import SPARSE, CacheIdentity
 from ekd_nemo.teacher.cache.block import Row
 from ekd_nemo.teacher.cache.encode import encode_sample
 from ekd_nemo.teacher.cache.writer import CacheWriter
+from ekd_nemo.teacher.layout import Layout
 from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
 
 LOGITS_BYTES = 128 << 20  # of the float64 distributions that exist at once
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Place = tuple[PackedDataset, int]
 
 
@@ -91,7 +91,8 @@ def frozen_teacher(
     """
     assert recipe.teacher is not None
     check_layout(arch, parallel.tensor, parallel.pipeline, "teacher")
-    config = _config(arch, parallel, recipe.teacher.precision)
+    layout = Layout(parallel.tensor, parallel.pipeline, data=1)
+    config = frozen_config(arch, layout, recipe.teacher.precision)
     model = HiddenStateGPT(
         config,
         transformer_layer_spec=decoder_block_spec(config),
@@ -104,23 +105,6 @@ def frozen_teacher(
     rank = parallel_state.get_tensor_model_parallel_rank()
     load_weights([model], FolderSource(recipe.teacher.path), rank, parallel.tensor)
     return SharedTeacher(model)
-
-
-def _config(arch: Architecture, parallel: Parallel, precision: Precision) -> TransformerConfig:
-    if precision not in DTYPES:
-        raise ConfigError(
-            f"teacher.precision is {precision}; a cache is built with {' or '.join(DTYPES)}"
-        )
-    dtype = DTYPES[precision]
-    return TransformerConfig(
-        **transformer_kwargs(arch) | cpu.transformer_overrides(),
-        tensor_model_parallel_size=parallel.tensor,
-        pipeline_model_parallel_size=parallel.pipeline,
-        pipeline_dtype=dtype,
-        params_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        perform_initialization=False,
-    )
 
 
 def build_blocks(

@@ -6,18 +6,17 @@ import numpy as np
 from megatron.core import parallel_state
 
 from ekd_nemo.backend.device import compute_device
-from ekd_nemo.config.architecture import Architecture, padded_vocab
+from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.data.order import rank_microbatches, samples_at
 from ekd_nemo.data.packed import PackedDataset
-from ekd_nemo.models.cache_build import DTYPES
 from ekd_nemo.models.cache_identity import needs_of
+from ekd_nemo.models.frozen import DTYPES, head_rows
 from ekd_nemo.models.weights import FolderSource
-from ekd_nemo.models.weights.parts import Rank, VocabRows
-from ekd_nemo.models.weights.source import HEAD
 from ekd_nemo.sources.cache_fit import check_cache_fits
 from ekd_nemo.teacher.cache.reader import CacheReader
 from ekd_nemo.teacher.cache.source import CachedTeacher, Standing
+from ekd_nemo.teacher.layout import Layout, Place
 
 
 def cached_teacher(
@@ -46,11 +45,9 @@ def cached_teacher(
     )
     head = None
     if last and identity.final:
-        rows = padded_vocab(teacher.vocab_size, cut.tensor) // cut.tensor
-        found = VocabRows(HEAD).read_padded(
-            FolderSource(recipe.teacher.path), Rank(rank, cut.tensor), rows
-        )
-        head = found.to(standing.device, standing.dtype)
+        layout, place = Layout(cut.tensor, cut.pipeline, data=1), Place(rank, 0, cut.pipeline - 1)
+        source = FolderSource(recipe.teacher.path)
+        head = head_rows(source, layout, place, recipe.teacher.precision)
     reader = CacheReader(recipe.teacher.cache.path)
     return CachedTeacher(reader, standing, head, coming_samples(recipe, first_step))
 
