@@ -96,6 +96,7 @@ class NodeStep:
     def _tell_devices(self, sampler: Sampler) -> None:
         devices = [device.model_dump() for device in sampler.identities()]
         body = {"uuids": sampler.uuids(), "devices": devices}
+        (self._run.path / LOGS).mkdir(parents=True, exist_ok=True)
         write_text(self._node_file(node_name()), json.dumps(body) + "\n")
 
     def _node_file(self, node: str) -> Path:

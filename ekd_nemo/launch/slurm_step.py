@@ -17,6 +17,7 @@ from ekd_nemo.launch.plan import plan_launch
 from ekd_nemo.launch.slurm_env import Task, in_step, read_task
 from ekd_nemo.launch.slurm_node import NodeStep
 from ekd_nemo.launch.slurm_rank import become_worker, note_process, rank_environment, worker_argv
+from ekd_nemo.launch.slurm_ready import wait_for
 from ekd_nemo.launch.slurm_run import make_run
 from ekd_nemo.records.identity import make_run_id
 from ekd_nemo.records.rundir import RunDir
@@ -58,6 +59,8 @@ def launch_in_step(resolved: ResolvedRecipe, runs: Path, run_id: str | None) -> 
         run = choose_run(recipe, runs, run_id)
         check_plan(plan, ask_hub=True)
         make_run(run, recipe)
+    else:  # a sampler that came first would make the folder, and the first rank would take it for somebody else's
+        wait_for(run.run_json, "the run directory that the first rank makes")
     node = NodeStep(run, recipe, task, task.world_size, SILENT_S)
     return node(lambda: _start(run, task))
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ekd_nemo.config.cluster import load_cluster
 from ekd_nemo.config.resolve import resolve_recipe
+from ekd_nemo.launch.identity import choose_run
 from ekd_nemo.launch.slurm_commands import submit
 from ekd_nemo.launch.slurm_graph import plan_cluster
 from ekd_nemo.launch.slurm_run import make_run
@@ -18,6 +20,7 @@ from tests.slurm.conftest import Project, show_job, until
 
 pytestmark = pytest.mark.timeout(240)
 RANK = Path(__file__).with_name("stepping_rank.py")
+TYPED = Path(__file__).with_name("typed_step.py")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
 
 
@@ -104,3 +107,34 @@ def test_ranks_that_fail_fail_the_job_with_their_last_word(
     assert show_job(started.job_id)["ExitCode"] == "2:0"
     assert "error: training failed with exit code 2" in started.log()
     assert show_job(started.job_id)["Restarts"] == "0"
+
+
+def test_a_launch_typed_behind_srun_is_each_tasks_rank(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks on each of two nodes; one sampler a node, kept by its first rank."""
+    monkeypatch.chdir(project.folder)
+    step = ["srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, str(TYPED)]
+    refused = subprocess.run(step, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert "the shards are not there, and a step of ranks does not build them" in refused.stderr
+    assert not Path("runs").exists()
+
+    resolved = resolve_recipe("tiny", ["train.micro_batch_size=1"])
+    run = choose_run(resolved.recipe, Path("elsewhere"))
+    make_run(run, resolved.recipe)
+    part = [sys.executable, "-m", "ekd_nemo.launch.slurm_part", "data", "--run", str(run.path)]
+    subprocess.run(part, check=True)
+    done = subprocess.run(step, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    run = choose_run(resolved.recipe, Path("runs"))
+    (attempt,) = json.loads(run.run_json.read_text())["attempts"]
+    assert (attempt["attempt"], attempt["world_size"]) == (1, 4)
+    assert [device["node"] for device in attempt["devices"]] == ["n1", "n2"]
+    last = [json.loads(run.marks(rank).read_text().splitlines()[-2]) for rank in range(4)]
+    assert [mark["step"] for mark in last] == [15] * 4
+    assert [mark["uuids"] for mark in last] == [["CPU-n1-package-0"]] * 2 + [
+        ["CPU-n2-package-0"]
+    ] * 2
+    for node in ("n1", "n2"):
+        assert json.loads(run.power(node).read_text().splitlines()[-1])["kind"] == "stop"
