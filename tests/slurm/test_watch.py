@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,34 @@ def test_a_hung_rank_ends_the_job_and_is_named(
         for text in started.run.power(node).read_text().splitlines()[-1:]
     ]
     assert kinds == ["stop", "stop"], "the samplers were ended properly"
+
+
+def test_a_job_at_its_time_limit_is_requeued_and_goes_on(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's own signal, sent to the ranks of both nodes, and its own second start; the samplers live through it."""
+    project.cluster("grace_s: 30", "grace_s: 100")
+    started = start(project, monkeypatch, "--steps", "900")
+    said = partial(project.said, started.run.path)
+    until(lambda: started.run.marks(1).is_file(), 90, said)
+    limit = ["scontrol", "update", f"JobId={started.job_id}", "TimeLimit=2"]
+    subprocess.run(limit, check=True)
+    assert started.until_over(project) == "COMPLETED", said()
+    assert show_job(started.job_id)["Restarts"] == "1"
+    assert "attempt 1 of this run has ended, its state is kept: requeued" in started.log()
+    attempts = json.loads(started.run.run_json.read_text())["attempts"]
+    assert [attempt["attempt"] for attempt in attempts] == [1, 2]
+    for rank, node in enumerate(("n1", "n2")):
+        marks = [json.loads(line) for line in started.run.marks(rank).read_text().splitlines()]
+        steps = {
+            n: [m["step"] for m in marks if m["kind"] == "step" and m["attempt"] == n]
+            for n in (1, 2)
+        }
+        assert steps[2] == list(range(steps[1][-1] + 1, steps[1][-1] + 6))
+        kinds = [
+            json.loads(line)["kind"] for line in started.run.power(node).read_text().splitlines()
+        ]
+        assert (kinds.count("start"), kinds.count("stop")) == (2, 2)
 
 
 def test_a_run_goes_on_after_a_nodes_failure(
