@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -93,7 +93,7 @@ def write_shards(folder: Path, length: int = 32, vocab: int = 500) -> None:
     manifest = {
         "schema_version": 1,
         "sequence_length": length,
-        "tokenizer": {"pad_id": 0},
+        "tokenizer": {"pad_id": 0, "sha256": "5" * 64},
         "splits": {split: {"samples": count} for split, count in splits.items()},
         "files": {p.name: {"bytes": p.stat().st_size} for p in sorted(folder.iterdir())},
     }
@@ -140,11 +140,11 @@ def make_run(folder: Path, pair: Pair, method: str = "response", **changes: Any)
 class Job:
     """The ranks of one launch."""
 
-    def __init__(self, run: Path, world: int, attempt: int) -> None:
+    def __init__(self, run: Path, world: int, attempt: int, argv: Sequence[str] = ()) -> None:
         context = forkserver()
         self.run, port = run, _free_port()
         self.ranks: list[BaseProcess] = [
-            context.Process(target=_rank, args=(run, rank, world, port, attempt))
+            context.Process(target=_rank, args=(run, rank, world, port, attempt, argv))
             for rank in range(world)
         ]
         for rank in self.ranks:
@@ -216,7 +216,8 @@ def started(run: Path, world: int = 1, attempt: int = 1) -> Iterator[Job]:
         job.kill()
 
 
-def _rank(run: Path, rank: int, world: int, port: int, attempt: int) -> None:
+def _rank(run: Path, rank: int, world: int, port: int, attempt: int, argv: Sequence[str]) -> None:
+    """One rank of the worker: training, unless `argv` says something else."""
     import torch
 
     from ekd_nemo import worker
@@ -239,7 +240,7 @@ def _rank(run: Path, rank: int, world: int, port: int, attempt: int) -> None:
             "TORCHELASTIC_RUN_ID": "test",
         }
     torch.set_num_threads(1)
-    sys.exit(worker.run(["train", "--run", str(run)]))
+    sys.exit(worker.run(list(argv) or ["train", "--run", str(run)]))
 
 
 def _free_port() -> int:
