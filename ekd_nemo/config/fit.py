@@ -2,7 +2,7 @@
 
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.lora import lora_misfit
-from ekd_nemo.config.objective import FeatureLoss, RelationLoss
+from ekd_nemo.config.objective import FeatureLoss, RelationLoss, ResponseLoss
 from ekd_nemo.config.recipe import Recipe
 
 
@@ -29,12 +29,9 @@ def misfit(
         if found is not None:
             return found
     if objective.response is not None and objective.response.support != "dense":
-        k, most = objective.response.k, student.vocab_size
-        if k > most:
-            return (
-                "objective.response.k",
-                f"{k} ids of a vocabulary of {most}; accepted: up to {most}",
-            )
+        found = _support(objective.response, recipe, student)
+        if found is not None:
+            return found
     return lora_misfit(recipe, student) or _interleaving(recipe, student)
 
 
@@ -71,6 +68,23 @@ def _relation(section: RelationLoss, sequences: int) -> tuple[str, str] | None:
             "train.global_batch_size",
             f"{sequences} sample(s) may hold too few sequences to relate; accepted with "
             f"{'angles' if section.weight_angle else 'relations'} of the batch: {least} or more",
+        )
+    return None
+
+
+def _support(
+    section: ResponseLoss, recipe: Recipe, student: Architecture
+) -> tuple[str, str] | None:
+    if recipe.teacher is not None and recipe.teacher.placement != "cached":
+        return (
+            "objective.response.support",
+            f"{section.support} with a teacher that runs beside the student, whose whole distribution costs "
+            "no more; accepted: dense, or teacher.placement cached",
+        )
+    if section.k > student.vocab_size:
+        return (
+            "objective.response.k",
+            f"{section.k} ids of a vocabulary of {student.vocab_size}; accepted: up to {student.vocab_size}",
         )
     return None
 

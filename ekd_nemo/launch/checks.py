@@ -22,44 +22,28 @@ from ekd_nemo.sources.cache_fit import check_build_fits, check_cache_fits
 from ekd_nemo.sources.cache_manifest import MANIFEST as CACHE_MANIFEST
 from ekd_nemo.sources.manifest import read_manifest
 
-LAUNCHABLE = ("sft", "response", "feature", "relation", "combined")
 # A checkpoint holds the weights and Adam's two moments in fp32, 12 bytes a parameter, and bf16 weights in two more.
 # The newest is kept and the next is written before it goes. The export has 4 bytes a parameter.
 DISK_BYTES_PER_PARAMETER = 2 * 14 + 4
 
 
-def check_method(resolved: ResolvedRecipe) -> None:
-    """Refuse methods that this version trains not yet.
+def check_settings(resolved: ResolvedRecipe) -> None:
+    """Refuse settings that the schema knows and this version does not train with yet.
 
     Raises: ConfigError.
     """
-    method = resolved.recipe.method
-    if method not in LAUNCHABLE:
-        raise ConfigError(
-            f"{resolved.place('method')}: method {method} cannot be launched yet; accepted: {', '.join(LAUNCHABLE)}"
-        )
-    for key, (value, accepted) in not_yet(resolved.recipe).items():
+    recipe = resolved.recipe
+    settings: dict[str, tuple[object, tuple[object, ...]]] = {
+        "student.lora": (None if recipe.student.lora is None else "set", (None,))
+    }
+    if recipe.teacher is not None and recipe.teacher.placement == "cached":
+        settings["teacher.precision"] = (recipe.teacher.precision, ("fp32", "bf16"))
+    for key, (value, accepted) in settings.items():
         if value not in accepted:
             raise ConfigError(
                 f"{resolved.place(key)}: {key} is {value}, which cannot be launched yet; accepted: "
                 f"{', '.join(str(each) for each in accepted)}"
             )
-
-
-def not_yet(recipe: Recipe) -> dict[str, tuple[object, tuple[object, ...]]]:
-    """Settings that the schema knows and the worker does not train with yet: value and what it takes."""
-    student, response = recipe.student, recipe.objective.response
-    found: dict[str, tuple[object, tuple[object, ...]]] = {
-        "student.lora": (None if student.lora is None else "set", (None,)),
-    }
-    placement = "shared" if recipe.teacher is None else recipe.teacher.placement
-    if response is not None and placement != "cached":
-        found["objective.response.support"] = (response.support, ("dense",))
-    if recipe.teacher is not None:
-        teacher = recipe.teacher
-        if teacher.placement == "cached":  # its build has no fp8 yet
-            found["teacher.precision"] = (teacher.precision, ("fp32", "bf16"))
-    return found
 
 
 def check_plan(plan: Plan, ask_hub: bool) -> None:

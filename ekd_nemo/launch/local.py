@@ -11,7 +11,7 @@ from pathlib import Path
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, EXIT_USER, RunError, UserError
 from ekd_nemo.launch.cache_inputs import cache_inputs
-from ekd_nemo.launch.checks import check_extras, check_meter, check_method, check_plan
+from ekd_nemo.launch.checks import check_extras, check_meter, check_plan, check_settings
 from ekd_nemo.launch.failure import reason
 from ekd_nemo.launch.history import note_finished, pending
 from ekd_nemo.launch.identity import choose_run, launch_folder, only_launch
@@ -53,7 +53,7 @@ def plan_local(
 
     Raises: UserError of some kind, in one line.
     """
-    check_method(resolved)
+    check_settings(resolved)
     return plan_launch(resolved, choose_run(resolved.recipe, runs, run_id, new), nproc)
 
 

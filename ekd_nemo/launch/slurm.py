@@ -9,7 +9,7 @@ from pathlib import Path
 from ekd_nemo.config.cluster import LoadedCluster
 from ekd_nemo.config.resolve import ResolvedRecipe, read_resolved
 from ekd_nemo.errors import EkdError, RunDirError, RunError
-from ekd_nemo.launch.checks import check_method, check_plan
+from ekd_nemo.launch.checks import check_plan, check_settings
 from ekd_nemo.launch.plan import Plan, plan_launch
 from ekd_nemo.launch.slurm_commands import (
     JobState,
@@ -37,7 +37,7 @@ def check_launch(launch: Launch) -> None:
     Raises: UserError of some kind, in one line.
     """
     for plan in launch.plans:
-        check_method(plan.resolved)
+        check_settings(plan.resolved)
         check_precisions(plan.recipe, launch.cluster, plan.resolved.place)
     check_plan(launch.plans[0], ask_hub=False)
 

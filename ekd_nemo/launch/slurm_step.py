@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import UserError
-from ekd_nemo.launch.checks import check_method, check_plan
+from ekd_nemo.launch.checks import check_plan, check_settings
 from ekd_nemo.launch.identity import choose_run
 from ekd_nemo.launch.plan import plan_launch
 from ekd_nemo.launch.slurm_env import Task, in_step, read_task
@@ -55,7 +55,7 @@ def launch_in_step(resolved: ResolvedRecipe, runs: Path, run_id: str | None) -> 
     if task.local_rank:
         become_worker(run, task)
     if task.rank == 0:
-        check_method(resolved)
+        check_settings(resolved)
         run = choose_run(recipe, runs, run_id)
         check_plan(plan, ask_hub=True)
         make_run(run, recipe)

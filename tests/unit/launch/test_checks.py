@@ -88,6 +88,11 @@ RELATION = "method=relation objective={relation: {weight_angle: 1.0}}"
             r"pairs\.1: the pair of layers 3 and 1 stands there twice",
         ),
         (
+            "method=response objective={response: {support: top_k}}",
+            "objective.response.k=8",
+            r"objective\.response\.support: top_k with a teacher that runs beside .*teacher\.placement cached",
+        ),
+        (
             RELATION,
             "train.global_batch_size=2",
             r"train\.global_batch_size: 2 sample\(s\) may hold too few sequences .* angles of the batch: 3 or more",

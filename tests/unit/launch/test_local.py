@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ekd_nemo.config.recipe import Lora
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import EXIT_SAVED, RunError, UserError
 from ekd_nemo.launch import local
@@ -172,10 +173,8 @@ def test_a_stop_during_export_keeps_what_is_finished(plan: Plan, tmp_path: Path)
     assert [step.name for step in pending(plan.run, plan.steps)] == ["export"]
 
 
-def test_a_method_without_training_is_refused(tiny: ResolvedRecipe) -> None:
-    recipe = tiny.recipe.model_copy(update={"method": "feature"})
-    with pytest.raises(
-        UserError,
-        match=r"recipes/tiny\.yaml:2: method feature cannot be launched yet; accepted: sft, response",
-    ):
+def test_a_setting_that_is_not_built_is_refused(tiny: ResolvedRecipe) -> None:
+    student = tiny.recipe.student.model_copy(update={"lora": Lora()})
+    recipe = tiny.recipe.model_copy(update={"student": student})
+    with pytest.raises(UserError, match=r"student\.lora is set, which cannot be launched yet"):
         plan_local(replace(tiny, recipe=recipe), runs=Path("runs"))
