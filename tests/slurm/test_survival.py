@@ -9,28 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from ekd_nemo.launch.silence import process_state
 from ekd_nemo.records.rundir import RunDir
 from tests.e2e.training import curve, lines
 from tests.slurm.conftest import Project, show_job, until, until_over
 
 pytestmark = pytest.mark.timeout(420)
-USR1_BIT = 1 << (signal.SIGUSR1 - 1)
 
 
 def rank_pids(run: Path, job_id: str) -> list[int]:
     """The processes of the ranks of a job's first attempt, as they have noted themselves."""
     files = sorted((run / "logs" / "slurm").glob(f"rank-{job_id}-0-*"))
     return [int(json.loads(path.read_text())["pid"]) for path in files]
-
-
-def has_pending_usr1(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    masks = [
-        int(line.split()[1], 16)
-        for line in status.splitlines()
-        if line.startswith(("SigPnd", "ShdPnd"))
-    ]
-    return any(mask & USR1_BIT for mask in masks)
 
 
 def minutes(text: str) -> float:
@@ -55,7 +45,12 @@ def test_a_job_at_its_time_limit_goes_on_to_the_same_curve(project: Project, who
         )  # ends in 30 to 90 s: the signal is due
         update = ["scontrol", "update", f"JobId={job_id}", f"TimeLimit={limit}"]
         subprocess.run(update, check=True)
-        until(lambda: all(map(has_pending_usr1, pids)), 90, lambda: project.said(run))
+        # Slurm continues what is stopped when it signals it.
+        until(
+            lambda: all(process_state(pid) != "stopped" for pid in pids),
+            90,
+            lambda: project.said(run),
+        )
     until(lambda: show_job(job_id)["Restarts"] == "1", 60, lambda: project.said(run))
     states = until_over(project, run, 200)
     assert set(states.values()) == {"COMPLETED"}, project.said(run)
@@ -83,7 +78,8 @@ def held(pids: list[int]):
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def check_energy(project: Project, run: Path) -> None:
