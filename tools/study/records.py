@@ -12,6 +12,7 @@ from ekd_nemo.metrics.quality import near_chance
 from ekd_nemo.metrics.quantity import Quantity
 from ekd_nemo.metrics.summary import MethodSummary, RunSummary, Summary, summarise
 from ekd_nemo.records.atomic import write_text
+from ekd_nemo.records.jsonl import ReadReport, read_objects
 from ekd_nemo.records.rundir import RunDir
 from tools.study.commands import Study
 from tools.study.plan import BASELINE, Plan, Run, runs_of
@@ -22,6 +23,7 @@ FIGURES: Final = (
     "steps", "tokens", "val_ce", "val_kl", "duration", "e_run", "e_charged", "energy_per_token",
     "e_eval", "ept_total", "t_star",
 )  # fmt: skip
+TERMS: Final = ("response_", "feature_", "relation_", "token_relation_")
 _SIGNIFICANT: Final = 9  # digits that are kept of a float
 
 Json = dict[str, Any]
@@ -70,7 +72,7 @@ def _machine(runs: list[RunSummary]) -> Json:
     if not attempts:
         return {}
     newest = max(attempts, key=lambda attempt: attempt.t_wall_ns)
-    kept = ("torch", "nemo_toolkit", "megatron-core", "transformers", "lm_eval")
+    kept = ("torch", "nemo_toolkit", "megatron-core", "transformers", "lm-eval")
     devices = sorted({device.name for device in newest.devices})
     return {
         "python": newest.python,
@@ -90,8 +92,20 @@ def _run(run: Run, summary: RunSummary, study: Study) -> Json:
         "figures": {
             name: as_json(summary.figures[name]) for name in FIGURES if name in summary.figures
         },
+        "first_step": _first_step(RunDir(summary.path)),
         "scores": [_score(score) for score in scores if score.primary or _is_compression(score)],
         "against_sft": list(_paired(run, study)),
+    }
+
+
+def _first_step(run: RunDir) -> Json:
+    """The terms of the objective and the gradient's norm before clipping, where every method has the same weights."""
+    lines = read_objects(run.train_log, ReadReport())
+    first = next((line for line in lines if line.get("step") == 1 and "loss" in line), {})
+    return {
+        name: _rounded(value)
+        for name, value in first.items()
+        if name in ("loss", "ce", "grad_norm") or name.startswith(TERMS)
     }
 
 

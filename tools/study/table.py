@@ -70,6 +70,7 @@ def plan_section(record: Json) -> list[str]:
         "### Scores\n\n" + scores(runs),
         "### Against fine-tuning, item by item\n\n" + item_by_item(runs),
         "### Energy\n\n" + energies(runs, record["n_star"]),
+        "### The first step\n\n" + first_steps(runs),
         "### Every run\n\n" + every_run(runs),
     ]
 
@@ -306,6 +307,29 @@ def efficient(runs: Runs) -> set[str]:
             for other_cost, other_loss in points.values()
         )
     }
+
+
+def first_steps(runs: Runs) -> str:
+    """What the objective is made of before anything is learned, by method and seed."""
+    rows = [
+        [
+            run["run_id"],
+            *(_plain(Quantity(run["first_step"][name])) for name in ("loss", "ce", "grad_norm")),
+            ", ".join(
+                f"{name} {rounded(value)}"
+                for name, value in run["first_step"].items()
+                if name not in ("loss", "ce", "grad_norm")
+            )
+            or "none",
+        ]
+        for run in runs
+        if {"loss", "ce", "grad_norm"} <= set(run["first_step"])
+    ]
+    head = ["run", "objective", "cross-entropy", "gradient norm", "other terms, not weighted"]
+    return _markdown(head, rows) + (
+        "\n\nBefore clipping, at the same weights and, for one seed, on the same tokens: what a term adds to the "
+        "gradient is the difference to sft's norm times the weight of its cross-entropy."
+    )
 
 
 def every_run(runs: Runs) -> str:

@@ -35,6 +35,7 @@ def run(label: str, seed: int, kl: float, joules: float) -> dict[str, Any]:
         "recipe_hash": "0123456789ab",
         "attempts": 1,
         "figures": {name: as_json(quantity) for name, quantity in figures.items()},
+        "first_step": {"loss": 9.5, "ce": 9.5, "grad_norm": 17.9},
         "scores": [
             accuracy | {"role": "student", "value": 0.02, "chance": 0.0, "near_chance": True},
             accuracy | {"role": "teacher", "value": 0.33, "chance": 0.0, "near_chance": False},
