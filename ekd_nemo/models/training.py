@@ -86,14 +86,7 @@ def train(
     Returns:
         0 when the last step is done, 75 when a signal ended the run before.
     """
-    cpu.install()
-    if os.environ.get("EKD_DEBUG", "") in ("", "0"):
-        nemo_logging.setLevel(logging.ERROR)
-    # NVIDIA's OneLogger: NeMo switches it on where RANK is 0 and only its own recipes configure it;
-    # without that, rank 0 fails at its first checkpoint (nemo/lightning/one_logger_callback.py).
-    CallbackGroup.get_instance().callbacks.clear()
-    _check_device(recipe)
-    check_fp8(recipe, student, teacher, _sequence_length(recipe) * recipe.train.micro_batch_size)
+    prepare_engine(recipe, student, teacher)
     stop = StopOnSignal()
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
@@ -119,15 +112,10 @@ def train(
                 return split_teacher(recipe, teacher, sides, run, first, ending)
             return teacher_source(recipe, student, teacher, first)
 
-        stepping = Stepping(
-            model,
-            None if teacher is None else make_teacher,
-            PackedDataset(recipe.data.path, "validation"),
-            recipe.train,
-            log,
-            phases,
-            Pace(run, recipe, student, teacher),
-        )
+        made = None if teacher is None else make_teacher
+        held_out = PackedDataset(recipe.data.path, "validation")
+        pace = Pace(run, recipe, student, teacher)
+        stepping = Stepping(model, made, held_out, recipe.train, log, phases, pace)
         trainer = make_trainer(run, recipe, [MeasureClocks(run), stepping, stop], phases)
         data = PackedDataModule(PackedDataset(recipe.data.path, "train"), recipe.train, recipe.seed)
         trainer.fit(model, data, ckpt_path=None if latest is None else str(latest / "weights"))
@@ -136,6 +124,21 @@ def train(
     dist.barrier()
     dist.destroy_process_group()
     return EXIT_OK if trainer.global_step >= recipe.train.steps else EXIT_SAVED
+
+
+def prepare_engine(recipe: Recipe, student: Architecture, teacher: Architecture | None) -> None:
+    """Put NeMo into the state that training needs, and refuse what this device cannot do.
+
+    Raises: ConfigError in one line.
+    """
+    cpu.install()
+    if os.environ.get("EKD_DEBUG", "") in ("", "0"):
+        nemo_logging.setLevel(logging.ERROR)
+    # NVIDIA's OneLogger: NeMo switches it on where RANK is 0 and only its own recipes configure it;
+    # without that, rank 0 fails at its first checkpoint (nemo/lightning/one_logger_callback.py).
+    CallbackGroup.get_instance().callbacks.clear()
+    _check_device(recipe)
+    check_fp8(recipe, student, teacher, _sequence_length(recipe) * recipe.train.micro_batch_size)
 
 
 def training_log(run: RunDir, recipe: Recipe, *, speaks: bool) -> TrainingLog:
