@@ -211,11 +211,16 @@ def begin_attempt(run: RunDir, identity: RunIdentity, attempt: Attempt) -> RunId
 
 
 def set_devices(run: RunDir, devices: Sequence[DeviceIdentity]) -> RunIdentity:
-    """Note the measured devices in the last attempt."""
+    """Note measured devices in the last attempt; those of its other samplers stay.
+
+    The parts of a launch may run on different nodes of it, each with samplers of its own.
+    """
     stored = read_identity(run)
     if not stored.attempts:
         raise RunDirError(f"{run.run_json}: attempts: there is none to note devices in")
-    last = stored.attempts[-1].model_copy(update={"devices": tuple(devices)})
+    known = {(device.node, device.uuid): device for device in stored.attempts[-1].devices}
+    known |= {(device.node, device.uuid): device for device in devices}
+    last = stored.attempts[-1].model_copy(update={"devices": tuple(known.values())})
     stored = stored.model_copy(update={"attempts": (*stored.attempts[:-1], last)})
     write_identity(run, stored)
     return stored

@@ -72,7 +72,7 @@ def test_a_failed_part_cancels_the_rest(project: Project) -> None:
     assert states.pop("data") == "FAILED"
     assert set(states.values()) == {"CANCELLED"}
     log = next((run / "logs" / "slurm").glob("data-*.log")).read_text()
-    assert "error: data failed: text.jsonl:2" in log
+    assert "error: data failed: text.jsonl, line 2" in log
     assert "FAILED" in project.ekd("recipe", "status", str(run))
 
 

@@ -60,6 +60,11 @@ def test_devices_are_noted_in_the_last_attempt(tmp_path: Path) -> None:
     first, last = read_identity(run).attempts
     assert (first.devices, last.devices) == ((), (device,))
     assert last.devices[0].calibration is None
+    other = device.model_copy(update={"node": "m"})
+    again = device.model_copy(update={"clock_sm_mhz": 1980})
+    set_devices(run, [other])  # a later part's sampler, on another node
+    set_devices(run, [again])
+    assert read_identity(run).attempts[-1].devices == (again, other)
 
 
 @pytest.mark.parametrize(
