@@ -49,7 +49,7 @@ test-full: env
 
 # Needs Debian's slurm-wlm, munge, libslurm-dev and gcc; skips, saying so, without. Minutes.
 test-slurm: env
-	$(BIN)/python -m pytest -m slurm tests/slurm
+	$(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
 
 lint: env
 	$(BIN)/ruff check .
