@@ -22,6 +22,7 @@ from ekd_nemo.records.lines import SCHEMA_VERSION, TELEMETRY_KINDS, Cause, Line,
 from ekd_nemo.records.parse import TEXT_MAX, BadLineError, decode_object, parse_object
 
 BLOCK_BYTES: Final = 8 << 20
+DEPTH_MAX: Final = 64  # brackets that a line may open; records open a handful
 
 _TEXTS: Final = ("kind", "node", "boot_id", "sampler", "uuid", "meter", "source", "cause")
 _NUMBERS: Final = ("t_mono_ns", "t_wall_ns", "p_avg_mw", "p_inst_mw", "e_mj", "t_driver_us")
@@ -86,6 +87,8 @@ def split_file(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _table(data: bytes) -> Any:
     """The lines as a table, or None if any of them is not plainly a record."""
+    if not _is_braced(data) or _is_deep(data):
+        return None
     try:
         table = pj.read_json(
             pa.BufferReader(data),
@@ -99,6 +102,21 @@ def _table(data: bytes) -> Any:
     if table.num_rows != data.count(b"\n") or data.count(b"\n\n") or not data.endswith(b"\n"):
         return None
     return table if _is_plain(table) else None
+
+
+def _is_braced(data: bytes) -> bool:
+    """Whether every line begins and ends as an object: Arrow's parser crashes on `null}`."""
+    lines = data.count(b"\n")
+    begun = data.count(b"\n{") + data.startswith(b"{")
+    return begun == data.count(b"}\n") == lines
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether a line nests deeper than any record does: Arrow's parser overflows its stack there."""
+    openings = data.count(b"{") + data.count(b"[")
+    if openings - data.count(b"\n") <= DEPTH_MAX:
+        return False
+    return any(line.count(b"{") + line.count(b"[") > DEPTH_MAX for line in data.split(b"\n"))
 
 
 def _is_plain(table: Any) -> bool:
