@@ -42,7 +42,7 @@ def test_unknown_verb_lists_the_known(argv, capsys) -> None:
     assert worker.run(argv) == EXIT_USER
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "convert, data, eval" in said
+    assert "cache, convert, data, ept, eval, train" in said
     assert "train" in said
 
 

@@ -78,13 +78,10 @@ def test_smoke_recipes_differ_in_the_objective_alone() -> None:
 
 
 @pytest.mark.parametrize("method", ["feature", "relation"])
-def test_methods_of_later_parts_do_not_launch(
-    method: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["recipe", "launch", f"{method}_70b_to_8b", "--local", "--dry-run"]
-    assert main([*argv, "--set", "teacher.parallel=null"]) == 2
+def test_adapters_do_not_launch_yet(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "launch", f"{method}_70b_to_8b+lora", "--local", "--dry-run"]) == 2
     err = capsys.readouterr().err
-    assert f"method {method} cannot be launched yet; accepted: sft, response" in err
+    assert "student.lora is set, which cannot be launched yet; accepted: None" in err
     assert err.count("\n") == 1
 
 
