@@ -91,8 +91,8 @@ def plan(
 def _sequence(path: str, build: object) -> int:
     """Tokens of a sample: from the recipe, or from the shards where it does not build them."""
     from ekd_nemo.config.data import DataBuild
-    from ekd_nemo.sources.manifest import read_manifest
+    from ekd_nemo.sources.manifest import sequence_length
 
     if isinstance(build, DataBuild):
         return build.sequence_length
-    return int(read_manifest(path)["sequence_length"])
+    return sequence_length(path)

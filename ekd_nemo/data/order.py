@@ -10,6 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ekd_nemo.config.recipe import Train
+
 
 @lru_cache(maxsize=2)
 def sample_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -64,3 +66,34 @@ def rank_microbatches(
             f"dp_size {dp_size} * micro_batch_size {micro_batch_size}"
         )
     return batch.reshape(-1, dp_size, micro_batch_size)[:, dp_rank]
+
+
+def step_microbatches(
+    num_samples: int, seed: int, step: int, train: Train, dp_rank: int, dp_size: int
+) -> list[list[int]]:
+    """The samples of a data-parallel rank's microbatches in training step `step`, from 0."""
+    size = train.global_batch_size
+    batch = samples_at(num_samples, seed, step * size, size)
+    return rank_microbatches(batch, dp_rank, dp_size, train.micro_batch_size).tolist()
+
+
+def held_out_passes(
+    num_samples: int, train: Train, at_once: int, dp_rank: int, dp_size: int
+) -> list[list[list[int]]]:
+    """The samples of a data-parallel rank's microbatches in each pass of a validation.
+
+    The first samples, always the same, are dealt to the ranks in turn; those that do not fill a
+    microbatch of every rank, and microbatches that do not fill a pass, are left out.
+
+    Args:
+        num_samples: of the split; `train.val_samples` at most are taken.
+        train: sizes.
+        at_once: microbatches of a pass.
+        dp_rank: this rank's position.
+        dp_size: number of data-parallel ranks.
+    """
+    size = train.micro_batch_size
+    count = min(train.val_samples, num_samples) // (size * dp_size)
+    starts = [(turn * dp_size + dp_rank) * size for turn in range(count)]
+    rounds = [list(range(start, start + size)) for start in starts]
+    return [rounds[i : i + at_once] for i in range(0, count - at_once + 1, at_once)]

@@ -7,7 +7,6 @@ the last stage's first tensor-parallel rank writes them.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +25,9 @@ from ekd_nemo.errors import LayoutError
 from ekd_nemo.losses.collectives import gather_rows
 from ekd_nemo.models.frozen import frozen_config
 from ekd_nemo.models.phases import PhaseClock
+from ekd_nemo.models.stacking import stack
 from ekd_nemo.models.weights import FolderSource, load_weights, model_kwargs
-from ekd_nemo.parallel.batch import TENSORS, Microbatch
+from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.hidden import HiddenStateGPT
 from ekd_nemo.parallel.shared_teacher import SharedTeacher
 from ekd_nemo.sources.cache_manifest import SPARSE, CacheIdentity
@@ -124,7 +124,7 @@ def build_blocks(
         rows: list[Row] = []
         in_block = 0
         for group in _groups(names, micro_batch_size):
-            batches = [_microbatch([places[name] for name in each]) for each in group]
+            batches = [_microbatch(places, each) for each in group]
             rows += _rows(writer.identity, teacher, batches)
             seen = sum(int(batch.num_tokens) for batch in batches)
             report(sum(map(len, group)), seen)
@@ -202,11 +202,9 @@ def _logits(hidden: Tensor, head: Tensor, identity: CacheIdentity) -> Iterator[T
         yield local[:, : identity.vocab_size]
 
 
-def _microbatch(places: Sequence[Place]) -> Microbatch:
-    rows = [data[index] for data, index in places]
-    fields: dict[str, Any] = {name: torch.stack([row[name] for row in rows]) for name in TENSORS}
-    fields["sample_hashes"] = [row["sample_hash"] for row in rows]
-    return Microbatch.of(fields, compute_device())
+def _microbatch(places: dict[str, Place], names: Sequence[str]) -> Microbatch:
+    rows = [data[index] for data, index in map(places.__getitem__, names)]
+    return Microbatch.of(stack(rows), compute_device())
 
 
 def _writes() -> bool:

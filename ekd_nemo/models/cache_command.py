@@ -71,7 +71,7 @@ def build(recipe: Recipe, run: Path) -> None:
     from ekd_nemo.models.phases import PhaseClock, coordinates, device_uuids
     from ekd_nemo.models.train import architectures
     from ekd_nemo.records.rundir import RunDir
-    from ekd_nemo.sources.manifest import read_manifest
+    from ekd_nemo.sources.manifest import sequence_length
     from ekd_nemo.teacher.cache.writer import CacheWriter
 
     student, arch = architectures(recipe)
@@ -100,7 +100,7 @@ def build(recipe: Recipe, run: Path) -> None:
         if writer.is_finished():
             return
         with teacher_ranks(parallel):
-            length = int(read_manifest(recipe.data.path)["sequence_length"])
+            length = sequence_length(recipe.data.path)
             model = frozen_teacher(recipe, arch, parallel, length)
             if rank == 0:
                 writer.begin()

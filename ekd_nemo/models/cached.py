@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from megatron.core import parallel_state
 
 from ekd_nemo.backend.device import compute_device
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
-from ekd_nemo.data.order import rank_microbatches, samples_at
+from ekd_nemo.data.order import step_microbatches
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.models.cache_identity import needs_of
-from ekd_nemo.models.frozen import DTYPES, head_rows
+from ekd_nemo.models.frozen import head_rows
+from ekd_nemo.models.precision import DTYPES
 from ekd_nemo.models.weights import FolderSource
 from ekd_nemo.sources.cache_fit import check_cache_fits
 from ekd_nemo.teacher.cache.reader import CacheReader
@@ -58,7 +58,5 @@ def coming_samples(recipe: Recipe, first_step: int) -> Iterator[Sequence[str]]:
     rank = parallel_state.get_data_parallel_rank()
     ranks = parallel_state.get_data_parallel_world_size()
     for step in range(first_step, train.steps):
-        size = train.global_batch_size
-        batch = samples_at(len(data), recipe.seed, step * size, size)
-        share = rank_microbatches(batch, rank, ranks, train.micro_batch_size)
-        yield [data[int(index)]["sample_hash"] for index in np.ravel(share)]
+        share = step_microbatches(len(data), recipe.seed, step, train, rank, ranks)
+        yield [data[index]["sample_hash"] for indices in share for index in indices]

@@ -8,7 +8,7 @@ from nemo.lightning.pytorch.plugins.data_sampler import DataSampler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ekd_nemo.config.recipe import Train
-from ekd_nemo.data.order import rank_microbatches, samples_at
+from ekd_nemo.data.order import step_microbatches
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.errors import DataError
 from ekd_nemo.models.stacking import stack
@@ -36,10 +36,10 @@ class StepBatches(Dataset[StepItem]):
 
     def __getitem__(self, step: int) -> StepItem:
         """The microbatches of step `step`, from 0."""
-        size = self._train.global_batch_size
-        batch = samples_at(len(self._samples), self._seed, step * size, size)
-        share = rank_microbatches(batch, self._dp_rank, self._dp_size, self._train.micro_batch_size)
-        return [stack(self._samples, indices) for indices in share.tolist()]
+        share = step_microbatches(
+            len(self._samples), self._seed, step, self._train, self._dp_rank, self._dp_size
+        )
+        return [stack([self._samples[index] for index in indices]) for indices in share]
 
 
 class _FromStep(Sampler[int]):

@@ -24,7 +24,7 @@ from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.hidden import HiddenStateGPT, hidden_states
 from ekd_nemo.parallel.relations import segment_embeddings
 from ekd_nemo.parallel.taps import FeatureTaps, add_projectors
-from ekd_nemo.parallel.tokens import bounded_mask, own_tokens
+from ekd_nemo.parallel.tokens import bounded_mask, own_tokens, sequence_group
 from ekd_nemo.teacher.source import TeacherOutputs
 
 
@@ -154,7 +154,8 @@ class DistillModel(GPTModel):
         """
         objective = self.plan.objective
         weights = (objective.weight_ce, objective.weight_of("response"))
-        parts = response_parts(self, item, hidden, self.plan.response, weights)
+        compare = objective.response is not None
+        parts = response_parts(self, item, hidden, self.plan.response, weights, compare=compare)
         total, sums = parts.total, dict(parts.sums)
         if item.embedding_gradient is not None:
             total = total + gradient_of_rows(
@@ -168,8 +169,7 @@ class DistillModel(GPTModel):
     @property
     def sequence_group(self) -> ProcessGroup | None:
         """Ranks that hold other tokens of the same sequences; None without sequence parallelism."""
-        group = parallel_state.get_tensor_model_parallel_group()
-        return group if self.config.sequence_parallel and group.size() > 1 else None
+        return sequence_group(self.config)
 
     def embeddings(self, hidden: Tensor, batch: Microbatch) -> Tensor:
         """Pooled segments of a microbatch, [segments, H]; last stage only."""
@@ -187,13 +187,12 @@ class DistillModel(GPTModel):
         )
         assert section is not None
         assert teacher is not None
-        rank, size = (0, 1) if group is None else (group.rank(), group.size())
         keep = bounded_mask(item.batch, self.seed, section.tokens)
         return token_relation_loss(
             hidden.reshape(-1, hidden.shape[-1]),
             teacher.reshape(-1, teacher.shape[-1]),
-            own_tokens(item.batch.flat_segments, rank, size),
-            own_tokens(keep, rank, size),
+            own_tokens(item.batch.flat_segments, group),
+            own_tokens(keep, group),
             settings,
             scale=factor,
             sequence_group=group,
@@ -258,7 +257,7 @@ def response_parts(
     settings: ResponseSettings,
     weights: tuple[float, float],
     *,
-    compare: bool | None = None,
+    compare: bool,
 ) -> LossParts:
     """Cross-entropy and divergence of a microbatch from hidden states; last stage only.
 
@@ -268,10 +267,8 @@ def response_parts(
         hidden: [S, B, H].
         settings: of the divergence.
         weights: of cross-entropy and divergence.
-        compare: whether to compute the divergence; None: if the objective has the family.
+        compare: whether to compute the divergence.
     """
-    if compare is None:
-        compare = model.plan.objective.response is not None
     arch = model.config.architecture
     group = parallel_state.get_tensor_model_parallel_group()
     sequence_parallel = model.sequence_group is not None

@@ -12,6 +12,7 @@ from ekd_nemo.backend.device import compute_device
 from ekd_nemo.backend.layers import decoder_block_spec
 from ekd_nemo.config.architecture import Architecture, padded_vocab
 from ekd_nemo.config.recipe import Precision
+from ekd_nemo.models.precision import DTYPES, transformer_settings
 from ekd_nemo.models.weights import TensorSource, load_weights, model_kwargs, transformer_kwargs
 from ekd_nemo.models.weights.parts import Rank, VocabRows
 from ekd_nemo.models.weights.source import HEAD
@@ -19,12 +20,6 @@ from ekd_nemo.parallel.frozen_stage import FrozenStage
 from ekd_nemo.parallel.hidden import HiddenStateGPT
 from ekd_nemo.parallel.teacher_groups import teacher_groups
 from ekd_nemo.teacher.layout import Layout, Place
-
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp8": torch.bfloat16,  # the weights' type; the products are made in 8 bits
-}
 
 
 def frozen_stage(
@@ -72,15 +67,9 @@ def frozen_stage(
 
 
 def frozen_config(arch: Architecture, layout: Layout, precision: Precision) -> TransformerConfig:
-    """Megatron's configuration of a teacher.
-
-    In fp8 with current (per tensor) scaling: delayed scaling takes its maxima over Megatron's global
-    groups, which are the student's.
-    """
+    """Megatron's configuration of a teacher."""
     dtype = DTYPES[precision]
-    settings = transformer_kwargs(arch) | transformer_overrides()
-    if precision == "fp8":
-        settings |= {"fp8": "hybrid", "fp8_recipe": "tensorwise"}
+    settings = transformer_kwargs(arch) | transformer_overrides() | transformer_settings(precision)
     return TransformerConfig(
         **settings,
         tensor_model_parallel_size=layout.tensor,

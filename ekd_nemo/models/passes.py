@@ -6,16 +6,14 @@ import torch
 
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
-from ekd_nemo.data.order import rank_microbatches, samples_at
+from ekd_nemo.data.order import held_out_passes, step_microbatches
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.models.stacking import stack
 from ekd_nemo.models.terms import loss_plan
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.split_server import Pass
 from ekd_nemo.teacher.layout import Layout, Unit
-from ekd_nemo.teacher.source import TeacherNeeds
-
-VALIDATION = TeacherNeeds(distribution=True)
+from ekd_nemo.teacher.source import VALIDATION
 
 
 class Passes:
@@ -61,27 +59,29 @@ class Passes:
                 yield from self._validation()
 
     def _training(self, step: int) -> Pass:
-        train, copies = self._recipe.train, self._layout.data
-        size, micro = train.global_batch_size, train.micro_batch_size
-        batch = samples_at(len(self._train), self._recipe.seed, step * size, size)
-        shares = [rank_microbatches(batch, d, copies, micro).tolist() for d in range(copies)]
+        train, seed, copies = self._recipe.train, self._recipe.seed, self._layout.data
+        shares = [
+            step_microbatches(len(self._train), seed, step, train, rank, copies)
+            for rank in range(copies)
+        ]
 
         def read(unit: Unit) -> Microbatch:
             return self._read(self._train, shares[unit.data][unit.index])
 
-        return Pass(size // (micro * copies), self._needs, read)
+        return Pass(len(shares[0]), self._needs, read)
 
     def _validation(self) -> Iterator[Pass]:
         train, copies = self._recipe.train, self._layout.data
-        size = train.micro_batch_size
-        rounds = min(train.val_samples, len(self._held_out)) // (size * copies)
-        for first in range(0, rounds - self._at_once + 1, self._at_once):
+        shares = [
+            held_out_passes(len(self._held_out), train, self._at_once, rank, copies)
+            for rank in range(copies)
+        ]
+        for number in range(len(shares[0])):
 
-            def read(unit: Unit, first: int = first) -> Microbatch:
-                start = ((first + unit.index) * copies + unit.data) * size
-                return self._read(self._held_out, list(range(start, start + size)))
+            def read(unit: Unit, number: int = number) -> Microbatch:
+                return self._read(self._held_out, shares[unit.data][number][unit.index])
 
             yield Pass(self._at_once, VALIDATION, read)
 
     def _read(self, samples: PackedDataset, indices: Sequence[int]) -> Microbatch:
-        return Microbatch.of(stack(samples, list(indices)), self._where)
+        return Microbatch.of(stack([samples[index] for index in indices]), self._where)

@@ -7,7 +7,6 @@ microbatch is scaled by global counts, and nothing but the student communicates 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -18,7 +17,7 @@ from ekd_nemo.losses.relation import LEAST, relation_count
 from ekd_nemo.models.distill import DistillModel, StepInput, distribution
 from ekd_nemo.models.pace import ATTENDED
 from ekd_nemo.models.phases import PhaseClock
-from ekd_nemo.models.terms import FEATURE, VALID, LossPlan, feature_name, relation_name
+from ekd_nemo.models.terms import FEATURE, VALID, LossPlan, feature_name
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.normalise import global_sum, loss_scale, on_last_stage_once, optimizer_scale
 from ekd_nemo.parallel.relations import relate, related_segments
@@ -79,7 +78,7 @@ class Preparing:
         self._begin_features(chunks, masks, taught, counts)
         gradients, sums = self._relate(chunks, batches, taught, counts)
         token_relations = {
-            settings: weight * loss_scale(counts[self._name(settings)], len(batches))
+            settings: weight * loss_scale(counts[self._plan.relation_name(settings)], len(batches))
             for settings, weight in self._plan.token_relations.items()
         }
         inputs = [
@@ -103,9 +102,6 @@ class Preparing:
         if chunk.sequence_group is None and parallel_state.get_tensor_model_parallel_rank() != 0:
             return {}
         return {feature_name(section, pair): float(sums[pair.key]) for pair in chunk.taps.pairs}
-
-    def _name(self, settings: Any) -> str:
-        return relation_name(self._plan.objective.relation, settings)
 
     def _needs(self, model: DistillModel) -> TeacherNeeds:
         config = model.config
@@ -142,7 +138,9 @@ class Preparing:
                 for size in _kept_per_segment(batch, self._seed, relation.tokens)
             ]
             for settings in self._plan.token_relations:
-                counts[self._name(settings)] = sum(relation_count(size, settings) for size in sizes)
+                counts[self._plan.relation_name(settings)] = sum(
+                    relation_count(size, settings) for size in sizes
+                )
         return counts
 
     def _global_counts(self, local: Mapping[str, int]) -> dict[str, int]:
@@ -153,7 +151,7 @@ class Preparing:
                     f"relation {settings.kind}: the global batch has {counts[SEGMENTS]} sequence(s); "
                     f"accepted: at least {LEAST[settings.kind]}"
                 )
-            counts[self._name(settings)] = relation_count(counts[SEGMENTS], settings)
+            counts[self._plan.relation_name(settings)] = relation_count(counts[SEGMENTS], settings)
         return counts
 
     def _begin_features(
@@ -168,8 +166,7 @@ class Preparing:
             if chunk.taps is None or not chunk.taps.pairs:
                 continue
             group = chunk.sequence_group
-            rank, size = (0, 1) if group is None else (group.rank(), group.size())
-            tokens = [own_tokens(mask, rank, size).nonzero().squeeze(1) for mask in masks]
+            tokens = [own_tokens(mask, group).nonzero().squeeze(1) for mask in masks]
             config = chunk.config
             chunk.taps.begin(
                 FeatureStep(taught.layers, tokens, lambda c=config: factor * optimizer_scale(c))
@@ -192,7 +189,7 @@ class Preparing:
         if not parallel_state.is_pipeline_last_stage():
             return [], {}
         factors = {
-            settings: weight * loss_scale(counts[self._name(settings)], len(batches))
+            settings: weight * loss_scale(counts[self._plan.relation_name(settings)], len(batches))
             for settings, weight in self._plan.batch_relations.items()
         }
         group = parallel_state.get_data_parallel_group()

@@ -8,13 +8,14 @@ from torch import Tensor
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.placement import teacher_parallel
 from ekd_nemo.config.recipe import Recipe
-from ekd_nemo.models.frozen import DTYPES, frozen_stage, head_rows
+from ekd_nemo.models.frozen import frozen_stage, head_rows
+from ekd_nemo.models.precision import DTYPES
 from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.weights import FolderSource
 from ekd_nemo.parallel.relaid_teacher import RelaidTeacher
 from ekd_nemo.parallel.split_teacher import Remote, SplitTeacher
 from ekd_nemo.records.rundir import RunDir
-from ekd_nemo.sources.manifest import read_manifest
+from ekd_nemo.sources.manifest import sequence_length
 from ekd_nemo.teacher.joint import backend_here, joined
 from ekd_nemo.teacher.layout import Layout
 
@@ -38,7 +39,7 @@ def relaid_teacher(recipe: Recipe) -> RelaidTeacher:
         source,
         Layout.of(parallel, world),
         recipe.teacher.precision,
-        int(read_manifest(recipe.data.path)["sequence_length"]),
+        sequence_length(recipe.data.path),
         offload=recipe.teacher.offload,
     )
     return RelaidTeacher(stage, student, _head(recipe, source, student))

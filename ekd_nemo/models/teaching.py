@@ -23,7 +23,7 @@ from ekd_nemo.models.weights import FolderSource
 from ekd_nemo.parallel.split_server import SplitServer
 from ekd_nemo.records.phases import Phase
 from ekd_nemo.records.rundir import RunDir
-from ekd_nemo.sources.manifest import read_manifest
+from ekd_nemo.sources.manifest import sequence_length
 from ekd_nemo.teacher.joint import backend_here, joined
 
 
@@ -81,7 +81,7 @@ def teach(
         )
         # Row-parallel layers ask for the global group although theirs is given (megatron-core 0.15.3).
         parallel_state.initialize_model_parallel(sides.teacher.tensor, sides.teacher.pipeline)
-        length = int(read_manifest(recipe.data.path)["sequence_length"])
+        length = sequence_length(recipe.data.path)
         source = FolderSource(recipe.teacher.path)
         stage = frozen_stage(source, sides.teacher, recipe.teacher.precision, length)
         server = SplitServer(joint, stage, sides.student, split.transport, split.depth, marks.busy)

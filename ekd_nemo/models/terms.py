@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ekd_nemo.config.architecture import Architecture
-from ekd_nemo.config.objective import FeatureLoss, Objective, RelationLoss
+from ekd_nemo.config.objective import FeatureLoss, Objective
 from ekd_nemo.losses.layer_map import default_layer_map
 from ekd_nemo.losses.relation import RelationKind, RelationSettings
 from ekd_nemo.losses.response import ResponseSettings
@@ -84,14 +84,14 @@ class LossPlan:
                 for pair in self.pairs
             ]
         if objective.relation is not None:
-            names = {each: relation_name(objective.relation, each) for each in self.relations}
+            names = {each: self.relation_name(each) for each in self.relations}
             found += [Term(names[each], self.relations[each], names[each]) for each in names]
         return tuple(found)
 
     @cached_property
     def last_stage_terms(self) -> tuple[str, ...]:
         """The terms that the loss of a microbatch gives."""
-        tokens = {relation_name(self.objective.relation, each) for each in self.token_relations}
+        tokens = {self.relation_name(each) for each in self.token_relations}
         return tuple(t.name for t in self.terms if t.over == VALID or t.name in tokens)
 
     @property
@@ -105,6 +105,10 @@ class LossPlan:
         """Relations between tokens inside sequences, with their weights."""
         section = self.objective.relation
         return self.relations if section is not None and section.scope == "tokens" else {}
+
+    def relation_name(self, settings: RelationSettings) -> str:
+        """A relation's term, such as "relation_distance" or "token_relation_angle"."""
+        return ("token_" if settings in self.token_relations else "") + settings.name
 
     def needs(self, num_layers: int, pipeline: int, virtual: int | None) -> TeacherNeeds:
         """What a training step asks of the teacher.
@@ -147,12 +151,6 @@ class LossPlan:
 def feature_name(section: FeatureLoss, pair: Pair) -> str:
     """A pair's term, such as "feature_mse_22_12": teacher layer, student layer."""
     return f"feature_{section.kind}_{pair.key}"
-
-
-def relation_name(section: RelationLoss | None, settings: RelationSettings) -> str:
-    """A relation's term, such as "relation_distance" or "token_relation_angle"."""
-    tokens = section is not None and section.scope == "tokens"
-    return ("token_" if tokens else "") + settings.name
 
 
 def loss_plan(

@@ -16,7 +16,7 @@ from ekd_nemo.errors import ConfigError, LayoutError, RunDirError
 from ekd_nemo.models.phases import PhaseClock, coordinates, device_uuids
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.cache_fit import check_cache_fits
-from ekd_nemo.sources.manifest import read_manifest
+from ekd_nemo.sources.manifest import sequence_length
 
 
 def main(argv: list[str]) -> int:
@@ -139,7 +139,7 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
             f"train.val_samples {train.val_samples} leaves no whole microbatch for each of "
             f"{world // replica} data-parallel ranks; accepted: {share * at_once} or more"
         )
-    length = read_manifest(Path(recipe.data.path))["sequence_length"]
+    length = sequence_length(recipe.data.path)
     if teacher is not None:
         check_teacher_layout(recipe, teacher, length)
     if parallel.sequence_parallel and length % parallel.tensor:

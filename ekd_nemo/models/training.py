@@ -61,7 +61,7 @@ from ekd_nemo.models.weights import (
 )
 from ekd_nemo.parallel.shared_teacher import SharedTeacher
 from ekd_nemo.records.rundir import RunDir
-from ekd_nemo.sources.manifest import read_manifest
+from ekd_nemo.sources.manifest import sequence_length
 from ekd_nemo.teacher.source import TeacherSource
 
 
@@ -102,7 +102,7 @@ def train(
             return EXIT_OK
         log.begin(first)
         start_writers_helper()
-        model = student_model(recipe, student, teacher, _sequence_length(recipe))
+        model = student_model(recipe, student, teacher, sequence_length(recipe.data.path))
         if latest is None:
             model.source = student_source(recipe, student)
 
@@ -138,7 +138,9 @@ def prepare_engine(recipe: Recipe, student: Architecture, teacher: Architecture 
     # without that, rank 0 fails at its first checkpoint (nemo/lightning/one_logger_callback.py).
     CallbackGroup.get_instance().callbacks.clear()
     _check_device(recipe)
-    check_fp8(recipe, student, teacher, _sequence_length(recipe) * recipe.train.micro_batch_size)
+    check_fp8(
+        recipe, student, teacher, sequence_length(recipe.data.path) * recipe.train.micro_batch_size
+    )
 
 
 def training_log(run: RunDir, recipe: Recipe, *, speaks: bool) -> TrainingLog:
@@ -194,7 +196,7 @@ def shared_teacher(recipe: Recipe, teacher: Architecture) -> SharedTeacher:
     """The teacher on these ranks, in the student's layout, loaded and frozen."""
     assert recipe.teacher is not None
     dtype = DTYPES[recipe.teacher.precision]
-    length = _sequence_length(recipe)
+    length = sequence_length(recipe.data.path)
     parallel = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
     config = decoder_config(teacher, parallel, length, dtype, trained=False)
     for name, value in transformer_settings(recipe.teacher.precision).items():
@@ -301,10 +303,6 @@ def metric_loggers(run: RunDir, recipe: Recipe) -> list[Any]:
 def _require(module: str, key: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ConfigError(f"{key} is set and {module} is not installed: pip install {module}")
-
-
-def _sequence_length(recipe: Recipe) -> int:
-    return int(read_manifest(recipe.data.path)["sequence_length"])
 
 
 def _check_device(recipe: Recipe) -> None:

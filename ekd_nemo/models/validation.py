@@ -10,13 +10,14 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from ekd_nemo.config.recipe import Train
+from ekd_nemo.data.order import held_out_passes
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.models.distill import DistillModel
 from ekd_nemo.models.stacking import stack
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.normalise import sum_from_last_stage
 from ekd_nemo.parallel.schedule import forward_hidden
-from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs, TeacherSource
+from ekd_nemo.teacher.source import VALIDATION, TeacherOutputs, TeacherSource
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,15 @@ class Validation:
         sums, tokens = torch.zeros(2, dtype=torch.float64), 0
         # Interleaved stages want as many microbatches at once as there are stages.
         stages = parallel_state.get_pipeline_model_parallel_world_size() if len(chunks) > 1 else 1
-        rounds = self._rounds()
-        for first in range(0, len(rounds) - stages + 1, stages):
-            batches = [
-                Microbatch.of(stack(self._samples, indices), self._device)
-                for indices in rounds[first : first + stages]
-            ]
+        for rounds in held_out_passes(
+            len(self._samples),
+            self._train,
+            stages,
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(),
+        ):
+            rows = [[self._samples[index] for index in indices] for indices in rounds]
+            batches = [Microbatch.of(stack(each), self._device) for each in rows]
             sums = sums + self._sums(chunks, batches)
             tokens += sum(int(batch.num_valid) for batch in batches)
         for chunk in chunks:
@@ -81,18 +85,10 @@ class Validation:
             return Held(ce=None, kl_to_teacher=None, tokens=0)
         return Held(ce / total, None if math.isnan(kl) else kl / total, total)
 
-    def _rounds(self) -> list[list[int]]:
-        rank = parallel_state.get_data_parallel_rank()
-        replicas = parallel_state.get_data_parallel_world_size()
-        size = self._train.micro_batch_size
-        count = min(self._train.val_samples, len(self._samples)) // (size * replicas)
-        first = [(turn * replicas + rank) * size for turn in range(count)]
-        return [list(range(start, start + size)) for start in first]
-
     def _sums(self, chunks: Sequence[DistillModel], batches: Sequence[Microbatch]) -> Tensor:
         taught = TeacherOutputs()
         if self._teacher is not None:
-            taught = self._teacher.outputs(batches, TeacherNeeds(distribution=True))
+            taught = self._teacher.outputs(batches, VALIDATION)
         hidden = forward_hidden([chunk.module for chunk in chunks], batches)
         if not hidden:
             return torch.zeros(2, dtype=torch.float64)

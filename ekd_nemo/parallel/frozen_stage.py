@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from ekd_nemo.losses.collectives import gather_rows
 from ekd_nemo.losses.pooling import PoolingKind
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.hidden import HiddenStateGPT, hidden_states
@@ -110,9 +110,7 @@ class FrozenStage:
         """[S, B, H_t] from this tensor rank's part of the sequence."""
         if not self.layout.sequence_parallel:
             return hidden
-        parts = [torch.empty_like(hidden) for _ in range(self.layout.tensor)]
-        dist.all_gather(parts, hidden.contiguous(), group=self._model.pg_collection.tp)
-        return torch.cat(parts)
+        return gather_rows(hidden, self._model.pg_collection.tp)
 
 
 def keys_of_stage(wanted: Iterable[int], stage: int, num_layers: int, pipeline: int) -> list[int]:

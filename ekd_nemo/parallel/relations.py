@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ekd_nemo.losses.collectives import gather_rows_with_gradient
+from ekd_nemo.losses.collectives import gather_rows_with_gradient, group_rank
 from ekd_nemo.losses.pooling import PoolingKind, pool
 from ekd_nemo.losses.relation import RelationSettings, relation_loss
 from ekd_nemo.parallel.batch import Microbatch
@@ -32,17 +32,14 @@ def segment_embeddings(
         kind: of pooling.
         sequence_group: ranks that hold other tokens; None without sequence parallelism.
     """
-    rank, size = (
-        (0, 1) if sequence_group is None else (sequence_group.rank(), sequence_group.size())
-    )
     flat = hidden.reshape(-1, hidden.shape[-1])
     return pool(
         flat,
-        own_tokens(batch.flat_segments, rank, size),
+        own_tokens(batch.flat_segments, sequence_group),
         batch.num_segments,
         kind=kind,
-        mask=own_tokens(batch.flat_valid, rank, size),
-        first_position=rank * len(flat),
+        mask=own_tokens(batch.flat_valid, sequence_group),
+        first_position=group_rank(sequence_group) * len(flat),
         sequence_group=sequence_group,
     )
 

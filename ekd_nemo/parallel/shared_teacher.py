@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ekd_nemo.backend.device import compute_device
+from ekd_nemo.losses.collectives import group_size
 from ekd_nemo.parallel.batch import Microbatch
+from ekd_nemo.parallel.exchange import Exchange
 from ekd_nemo.parallel.hidden import HiddenStateGPT
 from ekd_nemo.parallel.relations import segment_embeddings
 from ekd_nemo.parallel.schedule import forward_hidden
 from ekd_nemo.parallel.taps import recorded_layers, stage_of_layer
+from ekd_nemo.parallel.tokens import sequence_group
 from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
 
 
@@ -38,7 +41,7 @@ class SharedTeacher:
         sent from one to the other.
         """
         config, last = self._model.config, parallel_state.is_pipeline_last_stage()
-        group = _sequence_group(config)
+        group = sequence_group(config)
 
         def keep(hidden: Tensor, batch: Microbatch) -> tuple[Tensor | None, Tensor | None]:
             pooled = None
@@ -59,16 +62,11 @@ class SharedTeacher:
         )
 
 
-def _sequence_group(config: Any) -> ProcessGroup | None:
-    group = parallel_state.get_tensor_model_parallel_group()
-    return group if config.sequence_parallel and group.size() > 1 else None
-
-
 def _hidden_shape(
     config: Any, batch: Microbatch, group: ProcessGroup | None
 ) -> tuple[int, int, int]:
     rows, length = batch.tokens.shape
-    return length // (1 if group is None else group.size()), rows, config.hidden_size
+    return length // group_size(group), rows, config.hidden_size
 
 
 def _to_their_stages(
@@ -89,29 +87,20 @@ def _to_their_stages(
     group = parallel_state.get_pipeline_model_parallel_group()
     ranks = dist.get_process_group_ranks(group)
     count, shape, dtype = like
-    operations: list[dist.P2POp] = []
+    exchange = Exchange(group)
     for layer, stages in wanted.items():
         owner = owners[layer]
         if here == owner:
             for stage in stages:
-                if stage != owner:
-                    operations += [
-                        dist.P2POp(dist.isend, each.contiguous(), ranks[stage], group)
-                        for each in held[layer]
-                    ]
-        if here in stages:
-            found[layer] = (
-                list(held[layer])
-                if here == owner
-                else [
-                    torch.empty(shape, dtype=dtype, device=compute_device()) for _ in range(count)
-                ]
-            )
-            if here != owner:
-                operations += [
-                    dist.P2POp(dist.irecv, each, ranks[owner], group) for each in found[layer]
-                ]
-    if operations:
-        for request in dist.batch_isend_irecv(operations):
-            request.wait()
+                for each in held[layer] if stage != owner else ():
+                    exchange.send(each, ranks[stage])
+            if owner in stages:
+                found[layer] = list(held[layer])
+        elif here in stages:
+            found[layer] = [
+                torch.empty(shape, dtype=dtype, device=compute_device()) for _ in range(count)
+            ]
+            for each in found[layer]:
+                exchange.receive(each, ranks[owner])
+    exchange.run()
     return found

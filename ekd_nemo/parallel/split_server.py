@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ekd_nemo.config.recipe import Precision
 from ekd_nemo.parallel.batch import Microbatch
+from ekd_nemo.parallel.exchange import Exchange
 from ekd_nemo.parallel.frozen_stage import FrozenStage
 from ekd_nemo.parallel.split_teacher import transport_of
-from ekd_nemo.parallel.teacher_pass import Exchange, Ticks, forward_tick
+from ekd_nemo.parallel.teacher_pass import Ticks, forward_tick
 from ekd_nemo.teacher.joint import Joint
 from ekd_nemo.teacher.layout import Layout, Unit, deal, keys_by_stage, transfers
 from ekd_nemo.teacher.source import TeacherNeeds

@@ -106,7 +106,7 @@ class FeatureTaps:
         self._kind: FeatureKind = kind
         self._step: FeatureStep | None = None
         self._calls: dict[str, int] = {}
-        self.sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
         self._chunk = chunk
         here = layers_of(chunk)
         self.pairs = [pair for pair in pairs if pair.student in here]
@@ -117,7 +117,7 @@ class FeatureTaps:
         """Take part in the coming training step."""
         self._step = step
         self._calls = {pair.key: 0 for pair in self.pairs}
-        self.sums = {pair.key: torch.zeros((), dtype=torch.float64) for pair in self.pairs}
+        self._sums = {pair.key: torch.zeros((), dtype=torch.float64) for pair in self.pairs}
 
     def end(self) -> dict[str, Tensor]:
         """Let go of the step; the pairs' sums over this rank's tokens, float64, by pair key.
@@ -132,7 +132,7 @@ class FeatureTaps:
                 f"in a step of {len(self._step.tokens)} microbatches"
             )
         self._step = None
-        return self.sums
+        return self._sums
 
     def _hook(self, pair: Pair) -> Callable[[nn.Module, Any, tuple[Tensor, Any]], Any]:
         def attach(_module: nn.Module, _arguments: Any, output: tuple[Tensor, Any]) -> Any:
@@ -158,7 +158,7 @@ class FeatureTaps:
         if pair.key in projectors:
             ours = projectors[pair.key](ours)
         parts = feature_loss(ours, theirs, kind=self._kind)
-        self.sums[pair.key] = self.sums[pair.key] + parts.sums[f"feature_{self._kind}"].cpu()
+        self._sums[pair.key] = self._sums[pair.key] + parts.sums[f"feature_{self._kind}"].cpu()
         return parts.total
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ekd_nemo.losses.pooling import PoolingKind
 from ekd_nemo.parallel.batch import TENSORS, Microbatch
+from ekd_nemo.parallel.exchange import Exchange
 from ekd_nemo.parallel.frozen_stage import FrozenStage
 from ekd_nemo.teacher.layout import (
     EMBEDDINGS,
@@ -23,29 +24,6 @@ from ekd_nemo.teacher.layout import (
 from ekd_nemo.teacher.source import TeacherNeeds
 
 Found = dict[tuple[int, int], Tensor]  # (microbatch, key): this rank's part of that output
-
-
-class Exchange:
-    """Messages that all start together; all have arrived when `run` returns."""
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        """Collect messages among the ranks of `group`, which are all ranks."""
-        self._group = group
-        self._operations: list[dist.P2POp] = []
-
-    def send(self, tensor: Tensor, target: int) -> None:
-        """Send to a rank."""
-        self._operations.append(dist.P2POp(dist.isend, tensor.contiguous(), target, self._group))
-
-    def receive(self, tensor: Tensor, source: int) -> None:
-        """Fill `tensor` from a rank."""
-        self._operations.append(dist.P2POp(dist.irecv, tensor, source, self._group))
-
-    def run(self) -> None:
-        """Do it all."""
-        if self._operations:
-            for work in dist.batch_isend_irecv(self._operations):
-                work.wait()
 
 
 @dataclass(frozen=True)

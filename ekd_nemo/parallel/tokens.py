@@ -1,8 +1,13 @@
 """Which tokens of a microbatch take part in a loss, and in which order ranks hold them."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ekd_nemo.losses.collectives import group_rank, group_size
 from ekd_nemo.losses.subset import token_subset
 from ekd_nemo.parallel.batch import Microbatch
 
@@ -37,7 +42,13 @@ def bounded_mask(batch: Microbatch, seed: int, per_segment: int) -> Tensor:
     return real & torch.stack(rows, dim=1).reshape(-1)
 
 
-def own_tokens(flat: Tensor, rank: int, size: int) -> Tensor:
-    """The part of a [S * B] tensor whose tokens this rank holds under sequence parallelism."""
-    part = len(flat) // size
-    return flat[rank * part : (rank + 1) * part]
+def sequence_group(config: Any) -> ProcessGroup | None:
+    """Ranks that hold other tokens of the same sequences; None without sequence parallelism."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    return group if config.sequence_parallel and group.size() > 1 else None
+
+
+def own_tokens(flat: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The part of a [S * B] tensor whose tokens this rank holds in a sequence group."""
+    part = len(flat) // group_size(group)
+    return flat[group_rank(group) * part : (group_rank(group) + 1) * part]

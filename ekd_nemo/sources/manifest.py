@@ -50,6 +50,11 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     return found
 
 
+def sequence_length(folder: Path | str) -> int:
+    """Tokens of a sample of the shards; raises as `read_manifest`."""
+    return int(read_manifest(folder)["sequence_length"])
+
+
 def shards_ready(folder: Path | str, settings: DataBuild) -> bool:
     """Whether the folder holds the shards of these settings; False where nothing is there yet.
 

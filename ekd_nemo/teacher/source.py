@@ -31,6 +31,10 @@ class TeacherNeeds:
         return self.distribution or self.final or bool(self.layers) or self.pooling is not None
 
 
+# What validation asks for, whatever the objective.
+VALIDATION = TeacherNeeds(distribution=True)
+
+
 @dataclass(frozen=True)
 class TeacherOutputs:
     """The teacher's view of a rank's microbatches, one entry of each list for each of them.

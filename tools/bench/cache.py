@@ -86,7 +86,7 @@ def main() -> None:
     teacher = AutoModelForCausalLM.from_pretrained(given.teacher, dtype=torch.float32).eval()
     data = PackedDataset(given.data, "train")
     batches = [
-        Microbatch.of(stack(data, list(range(start, start + BATCH))), torch.device("cpu"))
+        Microbatch.of(stack([data[i] for i in range(start, start + BATCH)]), torch.device("cpu"))
         for start in range(0, given.samples, BATCH)
     ]
     head = teacher.lm_head.weight.detach()

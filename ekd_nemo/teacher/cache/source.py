@@ -39,6 +39,11 @@ class CachedBatch(Protocol):
         ...
 
     @property
+    def flat_valid(self) -> Tensor:
+        """[S * B] bool: tokens that carry loss."""
+        ...
+
+    @property
     def num_segments(self) -> int:
         """Segments of all samples."""
         ...
@@ -253,7 +258,13 @@ class CachedTeacher:
             return found.to(self._standing.device)
         assert kind is not None
         hidden = self._stacked(batch, [_present(each.final) for each in stored])
-        return pool(hidden.flatten(0, 1), batch.flat_segments, batch.num_segments, kind=kind)
+        return pool(
+            hidden.flatten(0, 1),
+            batch.flat_segments,
+            batch.num_segments,
+            kind=kind,
+            mask=batch.flat_valid,
+        )
 
 
 def _present(value: _T | None) -> _T:

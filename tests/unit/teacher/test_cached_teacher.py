@@ -61,6 +61,12 @@ class Batch:
         ids = torch.where(self.segment_ids >= 0, self.segment_ids + first, -1)
         return ids.T.reshape(-1)
 
+    @property
+    def flat_valid(self) -> Tensor:
+        """Every other token of what is not padding."""
+        odd = torch.arange(LENGTH) % 2 == 1
+        return ((self.segment_ids >= 0) & odd).T.reshape(-1)
+
 
 def open_teacher(
     folder: Path, coming: Iterator[Sequence[str]] | None = None, **standing: Any
@@ -100,6 +106,25 @@ def test_hidden_states_layers_and_embeddings(tmp_path: Path) -> None:
     flat = outputs.hidden[0].reshape(-1, WIDTH)
     assert torch.equal(outputs.embeddings[0], pool(flat, batch.flat_segments, 4, kind="mean"))
     assert outputs.head is not None
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "masked"])
+def test_embeddings_are_pooled_from_stored_final_states(tmp_path: Path, pooling: Any) -> None:
+    write_cache(tmp_path / "c", identity("hidden"))
+    batch = Batch((6, 4))
+    needs = TeacherNeeds(pooling=pooling)
+    found = open_teacher(tmp_path / "c").outputs([batch], needs).embeddings[0]
+    want: list[Tensor] = []
+    for number in batch.numbers:
+        states = dense_of(number)[0]
+        for tokens in (range(2), range(2, len(states))):
+            kept = {
+                "mean": list(tokens),
+                "last": [tokens[-1]],
+                "masked": [t for t in tokens if t % 2],
+            }
+            want.append(states[kept[pooling]].mean(0))
+    torch.testing.assert_close(found, torch.stack(want))
 
 
 def test_stored_embeddings_come_segment_after_segment(tmp_path: Path) -> None:
