@@ -16,25 +16,19 @@ from torch import Tensor
 
 from ekd_nemo.backend import cpu
 from ekd_nemo.backend.device import compute_device
-from ekd_nemo.backend.layers import decoder_block_spec
-from ekd_nemo.config.architecture import Architecture, check_layout, padded_vocab
-from ekd_nemo.config.recipe import Parallel, Recipe
+from ekd_nemo.config.recipe import Parallel
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.data.progress import Report
 from ekd_nemo.errors import LayoutError
 from ekd_nemo.losses.collectives import gather_rows
-from ekd_nemo.models.frozen import frozen_config
 from ekd_nemo.models.phases import PhaseClock
 from ekd_nemo.models.stacking import stack
-from ekd_nemo.models.weights import FolderSource, load_weights, model_kwargs
 from ekd_nemo.parallel.batch import Microbatch
-from ekd_nemo.parallel.hidden import HiddenStateGPT
 from ekd_nemo.parallel.shared_teacher import SharedTeacher
 from ekd_nemo.sources.cache_manifest import SPARSE, CacheIdentity
 from ekd_nemo.teacher.cache.block import Row
 from ekd_nemo.teacher.cache.encode import encode_sample
 from ekd_nemo.teacher.cache.writer import CacheWriter
-from ekd_nemo.teacher.layout import Layout
 from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
 
 LOGITS_BYTES = 128 << 20  # of the float64 distributions that exist at once
@@ -80,31 +74,6 @@ def teacher_ranks(parallel: Parallel) -> Iterator[int]:
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-
-
-def frozen_teacher(
-    recipe: Recipe, arch: Architecture, parallel: Parallel, seq_length: int
-) -> SharedTeacher:
-    """The recipe's teacher on these ranks, loaded and frozen.
-
-    Raises: LayoutError or CheckpointError if layout or weights do not fit.
-    """
-    assert recipe.teacher is not None
-    check_layout(arch, parallel.tensor, parallel.pipeline, "teacher")
-    layout = Layout(parallel.tensor, parallel.pipeline, data=1)
-    config = frozen_config(arch, layout, recipe.teacher.precision)
-    model = HiddenStateGPT(
-        config,
-        transformer_layer_spec=decoder_block_spec(config),
-        vocab_size=padded_vocab(arch.vocab_size, parallel.tensor),
-        max_sequence_length=seq_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
-        **model_kwargs(arch),
-    ).to(compute_device())
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    load_weights([model], FolderSource(recipe.teacher.path), rank, parallel.tensor)
-    return SharedTeacher(model)
 
 
 def build_blocks(

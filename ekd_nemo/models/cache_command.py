@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from ekd_nemo.config.architecture import check_layout
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.errors import EXIT_FAILURE, EXIT_OK, ConfigError
 
@@ -61,18 +62,16 @@ def build(recipe: Recipe, run: Path) -> None:
     from rich.console import Console
 
     from ekd_nemo.data.progress import reporting, silent
-    from ekd_nemo.models.cache_build import (
-        build_blocks,
-        find_samples,
-        frozen_teacher,
-        teacher_ranks,
-    )
+    from ekd_nemo.models.cache_build import build_blocks, find_samples, teacher_ranks
     from ekd_nemo.models.cache_identity import cache_identity
+    from ekd_nemo.models.frozen import shared_teacher
     from ekd_nemo.models.phases import PhaseClock, coordinates, device_uuids
     from ekd_nemo.models.train import architectures
+    from ekd_nemo.models.weights import FolderSource
     from ekd_nemo.records.rundir import RunDir
     from ekd_nemo.sources.manifest import sequence_length
     from ekd_nemo.teacher.cache.writer import CacheWriter
+    from ekd_nemo.teacher.layout import Layout
 
     student, arch = architectures(recipe)
     teacher = recipe.teacher
@@ -99,9 +98,11 @@ def build(recipe: Recipe, run: Path) -> None:
         )
         if writer.is_finished():
             return
+        check_layout(arch, parallel.tensor, parallel.pipeline, "teacher")
         with teacher_ranks(parallel):
             length = sequence_length(recipe.data.path)
-            model = frozen_teacher(recipe, arch, parallel, length)
+            layout = Layout.of(parallel, world)
+            model = shared_teacher(FolderSource(teacher.path), layout, teacher.precision, length)
             if rank == 0:
                 writer.begin()
             phases.enter("teacher_cache")

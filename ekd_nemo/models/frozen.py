@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from ekd_nemo.models.weights.parts import Rank, VocabRows
 from ekd_nemo.models.weights.source import HEAD
 from ekd_nemo.parallel.frozen_stage import FrozenStage
 from ekd_nemo.parallel.hidden import HiddenStateGPT
+from ekd_nemo.parallel.shared_teacher import SharedTeacher
 from ekd_nemo.parallel.teacher_groups import teacher_groups
 from ekd_nemo.teacher.layout import Layout, Place
 
@@ -43,8 +45,47 @@ def frozen_stage(
 
     Raises: CheckpointError or LayoutError if the weights do not fit.
     """
-    groups = teacher_groups(layout)
     place = layout.place(dist.get_rank())
+    groups = teacher_groups(layout)
+    # The student multiplies with rows of the head in its own layout: a head here would only take room.
+    model = frozen_model(source, layout, place, precision, seq_length, groups, head=False)
+    return FrozenStage(model, layout, place, offload=offload)
+
+
+def shared_teacher(
+    source: TensorSource, layout: Layout, precision: Precision, seq_length: int
+) -> SharedTeacher:
+    """A whole teacher on the groups of Megatron's parallel state, which `layout` describes.
+
+    Args and errors: as for `frozen_stage`; no collectives.
+    """
+    place = layout.place(dist.get_rank())
+    return SharedTeacher(frozen_model(source, layout, place, precision, seq_length))
+
+
+def frozen_model(
+    source: TensorSource,
+    layout: Layout,
+    place: Place,
+    precision: Precision,
+    seq_length: int,
+    groups: ProcessGroupCollection | None = None,
+    *,
+    head: bool = True,
+) -> HiddenStateGPT:
+    """The part of a teacher that belongs at `place`, with its weights.
+
+    Args:
+        source: the weights.
+        layout: of the teacher.
+        place: in it.
+        precision: of weights and activations.
+        seq_length: tokens of a sample.
+        groups: its process groups; None: those of Megatron's parallel state.
+        head: whether the last stage keeps an output layer of its own.
+
+    Raises: CheckpointError or LayoutError if the weights do not fit.
+    """
     arch = source.architecture
     config = frozen_config(arch, layout, precision)
     model = HiddenStateGPT(
@@ -57,13 +98,12 @@ def frozen_stage(
         pg_collection=groups,
         **model_kwargs(arch),
     )
-    # The student multiplies with rows of the head in its own layout: these would only take room.
     module: Any = model
-    if hasattr(module, "output_layer"):
+    if not head and hasattr(module, "output_layer"):
         del module.output_layer
     model.to(compute_device())
     load_weights([model], source, place.tensor, layout.tensor)
-    return FrozenStage(model, layout, place, offload=offload)
+    return model
 
 
 def frozen_config(arch: Architecture, layout: Layout, precision: Precision) -> TransformerConfig:

@@ -1,4 +1,4 @@
-"""Teachers that do not stand as the student does: in another layout, or on ranks of their own."""
+"""The teacher where the recipe places it: on the student's ranks, on ranks of its own, or in a cache."""
 
 from contextlib import ExitStack
 
@@ -8,7 +8,8 @@ from torch import Tensor
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.placement import teacher_parallel
 from ekd_nemo.config.recipe import Recipe
-from ekd_nemo.models.frozen import frozen_stage, head_rows
+from ekd_nemo.models.cached import cached_teacher
+from ekd_nemo.models.frozen import frozen_stage, head_rows, shared_teacher
 from ekd_nemo.models.precision import DTYPES
 from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.weights import FolderSource
@@ -18,6 +19,7 @@ from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import sequence_length
 from ekd_nemo.teacher.joint import backend_here, joined
 from ekd_nemo.teacher.layout import Layout
+from ekd_nemo.teacher.source import TeacherSource
 
 
 def stands_alike(recipe: Recipe) -> bool:
@@ -26,6 +28,23 @@ def stands_alike(recipe: Recipe) -> bool:
     own = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
     shared = recipe.teacher.placement == "shared" and not recipe.teacher.offload
     return shared and teacher_parallel(recipe) == own
+
+
+def teacher_source(
+    recipe: Recipe, student: Architecture, teacher: Architecture, first_step: int
+) -> TeacherSource:
+    """The teacher where the recipe places it; Megatron's groups stand."""
+    assert recipe.teacher is not None
+    if recipe.teacher.placement == "cached":
+        return cached_teacher(recipe, student, teacher, first_step)
+    if not stands_alike(recipe):
+        return relaid_teacher(recipe)
+    return shared_teacher(
+        FolderSource(recipe.teacher.path),
+        Layout.of(recipe.student.parallel, dist.get_world_size()),
+        recipe.teacher.precision,
+        sequence_length(recipe.data.path),
+    )
 
 
 def relaid_teacher(recipe: Recipe) -> RelaidTeacher:

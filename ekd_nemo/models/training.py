@@ -10,7 +10,6 @@ import fiddle as fdl
 import nemo.lightning as nl
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.lightning.callback_group import CallbackGroup
 from nemo.lightning.pytorch.plugins import MegatronMixedPrecision
@@ -18,12 +17,10 @@ from nemo.utils import AppState
 from nemo.utils import logging as nemo_logging
 
 from ekd_nemo.backend import cpu
-from ekd_nemo.backend.device import compute_device
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, ConfigError
-from ekd_nemo.models.cached import cached_teacher
 from ekd_nemo.models.checkpointing import (
     StepCheckpoint,
     checkpoint_step,
@@ -40,26 +37,14 @@ from ekd_nemo.models.mlflow_run import continued
 from ekd_nemo.models.optimizer import optimizer_module
 from ekd_nemo.models.pace import Pace
 from ekd_nemo.models.phases import PhaseClock, attempt
-from ekd_nemo.models.precision import DTYPES, check_fp8, plugin_settings, transformer_settings
+from ekd_nemo.models.precision import DTYPES, check_fp8, plugin_settings
 from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.stepping import Stepping
 from ekd_nemo.models.stopping import StopOnSignal
-from ekd_nemo.models.teachers import (
-    relaid_teacher,
-    release_teacher,
-    split_teacher,
-    stands_alike,
-)
+from ekd_nemo.models.teachers import release_teacher, split_teacher, teacher_source
 from ekd_nemo.models.terms import loss_plan
 from ekd_nemo.models.training_log import TrainingLog
-from ekd_nemo.models.weights import (
-    FolderSource,
-    LayerSubsetSource,
-    RandomSource,
-    TensorSource,
-    load_weights,
-)
-from ekd_nemo.parallel.shared_teacher import SharedTeacher
+from ekd_nemo.models.weights import FolderSource, LayerSubsetSource, RandomSource, TensorSource
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import sequence_length
 from ekd_nemo.teacher.source import TeacherSource
@@ -180,35 +165,6 @@ def student_model(
         loss_plan(recipe.objective, student, teacher),
         recipe.seed,
     )
-
-
-def teacher_source(
-    recipe: Recipe, student: Architecture, teacher: Architecture, first_step: int
-) -> TeacherSource:
-    """The teacher where the recipe places it; Megatron's groups stand."""
-    assert recipe.teacher is not None
-    if recipe.teacher.placement == "cached":
-        return cached_teacher(recipe, student, teacher, first_step)
-    return shared_teacher(recipe, teacher) if stands_alike(recipe) else relaid_teacher(recipe)
-
-
-def shared_teacher(recipe: Recipe, teacher: Architecture) -> SharedTeacher:
-    """The teacher on these ranks, in the student's layout, loaded and frozen."""
-    assert recipe.teacher is not None
-    dtype = DTYPES[recipe.teacher.precision]
-    length = sequence_length(recipe.data.path)
-    parallel = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
-    config = decoder_config(teacher, parallel, length, dtype, trained=False)
-    for name, value in transformer_settings(recipe.teacher.precision).items():
-        setattr(config, name, value)
-    model = config.configure_model(tokenizer=None).to(compute_device())
-    load_weights(
-        [model],
-        FolderSource(recipe.teacher.path),
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_tensor_model_parallel_world_size(),
-    )
-    return SharedTeacher(model)
 
 
 class RecipeTrainer(nl.Trainer):

@@ -1,19 +1,21 @@
 """A distilling step against what it cannot do without: the teacher's forward pass and a fine-tuning step.
 
     python tools/bench/step.py                    the smoke pair, one rank, fp32, CPU
-    python tools/bench/step.py --rounds 5         more rounds
+    python tools/bench/step.py --rounds 9         more rounds
     python tools/bench/step.py --methods response,feature
 
 In one process: Megatron's schedule, its gradient buffers and the product's own preparation of a
 step; no optimiser (it costs each method the same). The teacher's forward pass includes its head:
 logits of all tokens that carry loss, made in chunks and thrown away. For the exact relation loss
 one forward pass of the student is added to what it is compared with. Every round times every
-piece; the least over the rounds counts, in CPU seconds of the process, since others may run beside.
+piece, in CPU seconds of the process, since others may run beside; a ratio is made within a round,
+and the median of the rounds counts, with the least and the greatest beside it.
 """
 
 import argparse
 import logging
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -49,7 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--teacher", type=Path, default=TEACHER)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
@@ -67,8 +69,8 @@ def main() -> None:
         start(Path(folder), given.threads)
         batches = microbatches(given.samples, given.length, vocab_of(given.teacher))
         pieces = make_pieces(given.teacher, given.length, batches, methods)
-    least = measure(pieces, given.rounds)
-    report(least, methods, sum(int(batch.num_tokens) for batch in batches), given)
+    times = measure(pieces, given.rounds)
+    report(times, methods, sum(int(batch.num_tokens) for batch in batches), given)
 
 
 def start(folder: Path, threads: int) -> None:
@@ -218,31 +220,33 @@ def stepper(chunk: Any, batches: list[Any], teacher: Any) -> Callable[[], None]:
     return step
 
 
-def measure(pieces: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """CPU seconds of each piece, the least of `rounds` after one to warm up."""
+def measure(pieces: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of each piece in each of `rounds`, after one round to warm up."""
     found: dict[str, list[float]] = {name: [] for name in pieces}
     for _ in range(rounds + 1):
         for name, run in pieces.items():
             began = time.process_time()
             run()
             found[name].append(time.process_time() - began)
-    return {name: min(times[1:]) for name, times in found.items()}
+    return {name: times[1:] for name, times in found.items()}
 
 
-def report(least: dict[str, float], methods: list[str], tokens: int, given: Any) -> None:
-    """Pieces and ratios."""
-    print(
-        f"{tokens} tokens, {given.threads} thread(s), least of {given.rounds} rounds, CPU seconds"
-    )
-    for name, seconds in least.items():
-        print(f"  {name:26s} {seconds:7.3f} s")
+def report(times: dict[str, list[float]], methods: list[str], tokens: int, given: Any) -> None:
+    """Pieces and ratios: median, least and greatest of the rounds."""
+    print(f"{tokens} tokens, {given.threads} thread(s), {given.rounds} rounds, CPU seconds")
+    for name, found in times.items():
+        print(f"  {name:26s} {_spread(found)}")
     for name in methods:
-        needed = least["teacher forward and head"] + least["sft"]
-        beside = "teacher forward and head + sft"
+        beside = ["teacher forward and head", "sft"]
         if name == "relation":
-            needed += least["student forward"]
-            beside += " + student forward"
-        print(f"{name:9s} / ({beside}): {least[name] / needed:.3f}")
+            beside.append("student forward")
+        needed = [sum(parts) for parts in zip(*map(times.__getitem__, beside), strict=True)]
+        ratios = [mine / theirs for mine, theirs in zip(times[name], needed, strict=True)]
+        print(f"{name:9s} / ({' + '.join(beside)}): {_spread(ratios)}")
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""Counts the bytes of all storages that this process holds, by part, at the fullest moment."""
+
+import weakref
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+
+class LiveBytes(TorchDispatchMode):
+    """Sees every operation of its thread, backward passes included, and follows the storages that they make.
+
+    A storage belongs to the part in which it was made, for as long as anything holds it.
+    Not covered: what operations allocate and free inside, other threads, and message buffers of gloo.
+
+    Attributes:
+        now: bytes by part.
+        fullest: bytes by part when the sum was largest since `restart`.
+    """
+
+    def __init__(self, part: str = "rest") -> None:
+        """Begin in a part."""
+        super().__init__()
+        self._part = part
+        self._known: dict[int, weakref.finalize[Any, Any]] = {}
+        self.now, self.fullest = Counter[str](), Counter[str]()
+
+    @contextmanager
+    def part(self, name: str) -> Generator[None]:
+        """Storages made inside belong to this part."""
+        before, self._part = self._part, name
+        try:
+            yield
+        finally:
+            self._part = before
+
+    def restart(self) -> None:
+        """Forget the fullest moment."""
+        self.fullest = self.now.copy()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it gives."""
+        out = func(*args, **(kwargs or {}))
+        for each in tree_flatten(out)[0]:
+            if isinstance(each, Tensor):
+                self._count(each.untyped_storage(), func, each)
+        return out
+
+    def _count(self, storage: torch.UntypedStorage, func: Any, tensor: Tensor) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._known or not size:
+            return
+        self.now[self._part] += size
+        if self.now.total() > self.fullest.total():
+            self.fullest = self.now.copy()
+        self._known[place] = weakref.finalize(storage, self._gone, place, size, self._part)
+
+    def _gone(self, place: int, size: int, part: str) -> None:
+        self.now[part] -= size
+        del self._known[place]
