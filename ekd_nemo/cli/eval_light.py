@@ -24,8 +24,9 @@ def run_light(options: LmOptions, env: Path) -> None:
     wanted = EvalLm(tasks=DEFAULT)
     names = options.names(wanted)
     split = find_split(subject, names, options.data)
+    settings = options.settings(names, wanted)
     tasks = gather_light_tasks(
-        names, options.include_path, split, STORE / "tasks", options.task_data
+        names, options.include_path, split, STORE / "tasks", options.task_data, settings.limit
     )
     eval_dir = EvalDir(subject.eval_dir(options.out).path, LIGHT)
     targets = find_targets(subject, options.beside, eval_dir=eval_dir, tell=typer.echo)
@@ -35,7 +36,7 @@ def run_light(options: LmOptions, env: Path) -> None:
     log = subject.log(eval_dir).with_name("light_eval.log")
     evaluate(
         targets,
-        options.settings(names, wanted),
+        settings,
         tasks,
         log,
         typer.echo,

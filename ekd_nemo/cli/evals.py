@@ -122,7 +122,10 @@ def light(
         Path | None, typer.Option(help="A Python file of lighteval tasks; it is run.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Items per task, as lighteval draws them.")
+        int | None,
+        typer.Option(
+            min=1, help="Items per task: the first; of lighteval's own, as it draws them."
+        ),
     ] = None,
     num_fewshot: Annotated[
         int | None, typer.Option(min=0, help="Examples in the prompt; by default none.")
@@ -135,9 +138,12 @@ def light(
     data: Data = None,
     task_data: TaskData = None,
     out: Out = None,
-    env: Annotated[Path, typer.Option(help="Environment of lighteval; made if absent.")] = Path(
-        "assets/env/lighteval"
-    ),
+    env: Annotated[
+        Path,
+        typer.Option(
+            envvar="EKD_LIGHTEVAL_ENV", help="Environment of lighteval; made if it is not there."
+        ),
+    ] = Path("assets/env/lighteval"),
     chat_template: ChatTemplate = False,
     student_only: StudentOnly = False,
     again: Again = False,

@@ -41,7 +41,8 @@ def read_items(logs: Iterable[Path]) -> ItemLog:
     found = ItemLog()
     for path in logs:
         subtask = path.name.removesuffix(".jsonl").rpartition(".")[2]
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        # Not by `splitlines`: lm-eval leaves U+2028 and its like in texts as they are.
+        for number, line in enumerate(path.read_text().removesuffix("\n").split("\n"), start=1):
             try:
                 row = cast("dict[str, Any]", json.loads(line))
                 key = (

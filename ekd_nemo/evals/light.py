@@ -1,4 +1,11 @@
-"""`ekd eval light`: lighteval as an engine of `evaluate`, and the tasks that it gets."""
+"""`ekd eval light`: lighteval as an engine of `evaluate`, and the tasks that it gets.
+
+Of ekd's own tasks it gets the items and prompts of lm-eval, also under a limit, and answers every item as lm-eval does:
+both encode question and answer together, sum the log-likelihood of the answer's tokens, and take the largest sum. In
+fp32 their sums differ by the order of additions only, so that two options within about 1e-3 nats may change places.
+Where both have the same name of their own tasks they ask differently (prompts, shots, normalisation): those scores are
+not the same figure, which is why results keep their harness and OM_perf never mixes them.
+"""
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -12,6 +19,7 @@ from ekd_nemo.evals.heldout import WORD_CHOICE
 from ekd_nemo.evals.light_env import LightEnv
 from ekd_nemo.evals.lm import Engine
 from ekd_nemo.evals.local_tasks import chosen
+from ekd_nemo.evals.storing import storing
 from ekd_nemo.evals.taskset import Split, TaskSet, as_lines, items_text, keep
 
 # lighteval's rolling log-likelihood is not one, so bits per byte is lm-eval's alone.
@@ -26,12 +34,14 @@ def lighteval(env: LightEnv) -> Engine:
     )
 
 
+@storing("task files")
 def gather_light_tasks(
     names: Sequence[str],
     custom_tasks: Path | None,
     split: Split,
     store: Path,
     task_data: Path | None = None,
+    limit: int | None = None,
 ) -> TaskSet:
     """The asked tasks: ekd's own over held-out text or local data, those of a user's file, or lighteval's.
 
@@ -41,10 +51,12 @@ def gather_light_tasks(
         split: what the built-in tasks may take.
         store: where items of built-in tasks lie.
         task_data: a folder of data for the choice tasks of `local_tasks`; None: there is none.
+        limit: items of ekd's own tasks, from the first, as lm-eval takes them: lighteval alone would draw others.
 
     Raises:
         UserError: for built-in tasks together with a file, a file that is not there, or a name with `|`.
         DataError: if the folder of data is not one.
+        RunError: if the files cannot be written.
     """
     for name in names:
         if "|" in name:
@@ -60,7 +72,7 @@ def gather_light_tasks(
             f"{next(iter(built_in))} is ekd's own: lighteval takes one file of tasks, so leave --custom-tasks out"
         )
     if built_in:
-        return _own(names, built_in, store)
+        return _own(names, {name: _first(text, limit) for name, text in built_in.items()}, store)
     digest = sha256(custom_tasks.read_bytes() if custom_tasks else b"harness").hexdigest()[:16]
     file = str(custom_tasks.resolve()) if custom_tasks else None
     hashes = dict.fromkeys(names, digest)
@@ -74,6 +86,11 @@ def _local_items(names: Sequence[str], task_data: Path | None) -> dict[str, str]
         if not task.is_choice:
             raise UserError(f"{task.name}: only `ekd eval lm` has it; lighteval gets choice tasks")
     return {name: as_lines(task.items["test"]) for name, task in made.items()}
+
+
+def _first(lines: str, limit: int | None) -> str:
+    """Of one JSON object a line; not by `splitlines`, for which a text's U+2028 ends a line as well."""
+    return "\n".join([*lines.split("\n")[:-1][:limit], ""])
 
 
 def _own(names: Sequence[str], items: Mapping[str, str], store: Path) -> TaskSet:

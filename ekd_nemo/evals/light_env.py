@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from ekd_nemo.config.base import Strict
 from ekd_nemo.errors import MissingExtraError, RunError, UserError
+from ekd_nemo.evals.storing import storing
 from ekd_nemo.records.atomic import write_text
 
 DEFAULT: Final = Path("assets/env/lighteval")
@@ -55,6 +56,7 @@ class LightEnv:
         return self.path / "bin" / "python"
 
 
+@storing("the environment of lighteval")
 def open_env(path: Path, tell: Callable[[str], None]) -> LightEnv:
     """The environment, made and checked if it is not there yet, or if its requirements have changed.
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ekd_nemo.errors import RunError
 from ekd_nemo.evals.eval_dir import EvalDir
 from ekd_nemo.evals.harness_process import Event, harness_version, run_harness
 from ekd_nemo.evals.harnesses import LM, Harness
 from ekd_nemo.evals.model_folder import ModelFolder
 from ekd_nemo.evals.request import Job, LmSettings, Request, canonical_hash
 from ekd_nemo.evals.sidecar import EvaluatedModel, Sidecar
+from ekd_nemo.evals.storing import storing
 from ekd_nemo.evals.taskset import TaskSet
 
 STORE: Final = Path("assets/eval")  # task data, and results that several runs share
@@ -133,14 +133,12 @@ def evaluate(
         for task in tasks.names:
             if task not in todo[target.role]:
                 tell(f"{target.role}: {task}: stored for these weights and settings, not run again")
-    try:
+    with storing("results"):
         if any(todo.values()):
             with around():
                 _run(plan, todo, log, tell)
         for target in targets:
             _hand_over(plan, target, tasks.names)
-    except OSError as error:
-        raise RunError(f"results cannot be stored: {error}") from error
 
 
 def _run(plan: Plan, todo: Mapping[str, tuple[str, ...]], log: Path, tell: Tell) -> None:

@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import yaml
 
-from ekd_nemo.errors import ConfigError
 from ekd_nemo.evals.heldout import WORD_CHOICE, items_of
 from ekd_nemo.evals.local_tasks import Item, choice_task, chosen
-from ekd_nemo.evals.model_folder import hash_files
+from ekd_nemo.evals.storing import storing
+from ekd_nemo.evals.task_files import folder_hash, is_local, reached, read_folder, tags
 from ekd_nemo.records.atomic import write_text
 
 BUILT_IN: Final = ("python_docs_bits_per_byte", "python_docs_last_word", WORD_CHOICE)
 DEFAULT: Final = BUILT_IN[:2]
-_LOCAL_LOADERS: Final = ("json", "csv", "parquet", "text", "arrow")
-_DATA_SUFFIXES: Final = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".arrow", ".py")
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,7 @@ class TaskSet:
     data: str | None = None
 
 
-class _TaskLoader(yaml.SafeLoader):
-    """YAML as lm-eval writes it: `!function` names code, which is left alone here."""
-
-
-_TaskLoader.add_constructor("!function", lambda loader, node: str(node.value))
-
-
+@storing("task files")
 def gather_tasks(
     names: Sequence[str],
     include_path: Path | None,
@@ -76,8 +68,9 @@ def gather_tasks(
         ConfigError: if the folder or one of its YAML files cannot be read.
         UserError: for a task over local data that is not there.
         DataError: if the split holds out nothing, or the folder of data is not one.
+        RunError: if the files cannot be written.
     """
-    user = {} if include_path is None else _read_folder(include_path)
+    user = {} if include_path is None else read_folder(include_path)
     made = {
         name: built_in(name, split, store)
         for name in names
@@ -86,17 +79,19 @@ def gather_tasks(
     for name, task in chosen([name for name in names if name not in user], task_data).items():
         made[name] = placed(name, task.config, task.items, store)
     hashes = {name: folder.name for name, folder in made.items()}
-    own = [name for name in names if name in user]
+    labels = tags(user)
+    own = [name for name in names if name in user or name in labels]
     if include_path is not None and own:
-        digest = _folder_hash(include_path)
-        hashes.update(dict.fromkeys(own, digest))
+        hashes.update(dict.fromkeys(own, folder_hash(include_path, user)))
     foreign = [name for name in names if name not in hashes]
     hashes.update(dict.fromkeys(foreign, sha256(b"harness").hexdigest()[:16]))
     folders: list[Path] = list(dict.fromkeys(made.values()))
     if include_path is not None:
         folders.append(include_path)
-    local = not foreign and all(_is_local(task) for task in user.values() if own)
-    return TaskSet(tuple(names), tuple(folders), hashes, local, bool(foreign))
+    # Parts of the user's groups may be the harness's own as well.
+    defaults = bool(reached(names, user) - user.keys() - labels - made.keys())
+    local = not defaults and all(is_local(task) for task in user.values() if own)
+    return TaskSet(tuple(names), tuple(folders), hashes, local, defaults)
 
 
 def built_in(name: str, split: Split, store: Path) -> Path:
@@ -143,43 +138,3 @@ def keep(path: Path, text: str) -> None:
     """Write the file unless it says so already: a store that was moved or damaged is put right."""
     if not path.is_file() or path.read_text() != text:
         write_text(path, text)
-
-
-def _read_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every task and group that the YAML files of a folder define, by name."""
-    if not folder.is_dir():
-        raise ConfigError(
-            f"{folder}: no such folder; --include-path takes a folder of lm-eval task files (*.yaml)"
-        )
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*.yaml")):
-        try:
-            config = yaml.load(path.read_text(), _TaskLoader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: not a task file: {' '.join(str(error).split())}") from error
-        if isinstance(config, dict):
-            body = cast("dict[str, Any]", config)
-            name = body.get("task") if isinstance(body.get("task"), str) else body.get("group")
-            if isinstance(name, str):
-                found[name] = body
-    if not found:
-        raise ConfigError(
-            f"{folder}: no task in it; --include-path takes a folder of lm-eval task files (*.yaml)"
-        )
-    return found
-
-
-def _is_local(task: Mapping[str, Any]) -> bool:
-    path = task.get("dataset_path")
-    return path is None or path in _LOCAL_LOADERS or Path(str(path)).is_dir()
-
-
-def _folder_hash(folder: Path) -> str:
-    """Over every task file, script and data file of a folder, with their paths inside it."""
-    listed = [
-        p
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.suffix in (".yaml", *_DATA_SUFFIXES)
-    ]
-    names = "\n".join(str(path.relative_to(folder)) for path in listed)
-    return sha256(f"{names}\0{hash_files(listed)}".encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ import pytest
 from ekd_nemo.errors import DataError, UserError
 from ekd_nemo.evals.compare import compare_rows, compare_sides, find_side
 from ekd_nemo.evals.eval_dir import EvalDir
+from ekd_nemo.evals.items import read_items
 from ekd_nemo.records.rundir import RunDir
 from tests.unit.evals.sidecars import DATED, harness_output, sidecar
 
@@ -93,3 +94,9 @@ def test_a_broken_log_is_named(run: Path) -> None:
     log.write_text(item(0, bits_per_byte=[-1.0, 50]) + "{\n")
     with pytest.raises(DataError, match=r"\.jsonl:2: not an item"):
         compare_sides(find_side(str(run)), find_side(str(run), "teacher"))
+
+
+def test_a_text_may_hold_any_line_separator(tmp_path: Path) -> None:
+    log = tmp_path / "lm.model.t.t.jsonl"
+    log.write_text(item(0, acc=1.0).replace("doc0", "a\u2028b\x85c") + item(1, acc=0.0))
+    assert len(read_items([log]).values["acc", "none"]) == 2

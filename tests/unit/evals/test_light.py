@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ekd_nemo.errors import UserError
+from ekd_nemo.errors import RunError, UserError
 from ekd_nemo.evals import light_env
 from ekd_nemo.evals.light import gather_light_tasks
 from ekd_nemo.evals.light_env import open_env
@@ -43,6 +43,15 @@ def test_the_built_in_task_has_the_items_of_lm_eval(tmp_path: Path) -> None:
     assert (other.sha256 != tasks.sha256, other.data != tasks.data) == (True, True)
 
 
+def test_a_limit_takes_the_first_items_as_lm_eval_does(tmp_path: Path) -> None:
+    folders = [
+        gather_light_tasks([TASK], None, SPLIT, tmp_path, limit=limit).data for limit in (None, 3)
+    ]
+    whole, first = [(Path(str(data)) / TASK / "test.jsonl").read_text() for data in folders]
+    assert first.count("\n") == 3
+    assert whole.startswith(first)
+
+
 def test_a_users_file_is_named_by_its_content(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("TASKS_TABLE = []\n")
@@ -72,6 +81,12 @@ def test_a_folder_that_ekd_has_not_made_is_never_replaced(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="not an environment made by ekd"):
         open_env(tmp_path, lambda _: None)
     assert (tmp_path / "pyvenv.cfg").is_file()
+
+
+def test_an_environment_for_which_there_is_no_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="the environment of lighteval cannot be stored: .*file"):
+        open_env(tmp_path / "file" / "env", lambda _: None)
 
 
 def test_an_environment_is_made_once_and_again_when_it_was_not_finished(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ekd_nemo.errors import ConfigError
+from ekd_nemo.errors import ConfigError, RunError
+from ekd_nemo.evals.light import gather_light_tasks
 from ekd_nemo.evals.taskset import BUILT_IN, Split, gather_tasks
 
 SPLIT = Split(1234, 0.1, "test")
@@ -75,6 +76,52 @@ def test_a_name_that_no_folder_defines_is_the_harness_own(tmp_path: Path, user: 
     assert (tasks.local, tasks.include_defaults) == (False, True)
 
 
+def test_included_templates_count_as_part_of_what_includes_them(tmp_path: Path, user: Path) -> None:
+    # Named without a dot, as in lm-eval's own folders.
+    (user / "_default_template_yaml").write_text("dataset_path: someone/some_set\nnum_fewshot: 1\n")
+    (user / "sub.yaml").write_text("task: sub\ninclude: _default_template_yaml\n")
+    first = gather_tasks(["sub"], user, SPLIT, tmp_path)
+    assert not first.local
+    (user / "_default_template_yaml").write_text("dataset_path: json\nnum_fewshot: 2\n")
+    second = gather_tasks(["sub"], user, SPLIT, tmp_path)
+    assert second.local
+    assert second.sha256 != first.sha256
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [("include: sub.yaml\n", "it includes itself"), (None, "included by .*sub.yaml")],
+)
+def test_a_template_that_cannot_be_included_is_named(
+    tmp_path: Path, user: Path, template: str | None, told: str
+) -> None:
+    (user / "sub.yaml").write_text("task: sub\ninclude: template\n")
+    if template is not None:
+        (user / "template").write_text(template)
+    with pytest.raises(ConfigError, match=told):
+        gather_tasks(["sub"], user, SPLIT, tmp_path)
+
+
+def test_data_outside_the_folder_count_as_well(tmp_path: Path, user: Path) -> None:
+    data = tmp_path / "elsewhere.jsonl"
+    data.write_text("{}\n")
+    (user / "mine.yaml").write_text(MINE.replace("mine.jsonl", str(data)))
+    first = gather_tasks(["mine"], user, SPLIT, tmp_path)
+    data.write_text('{"a": 1}\n')
+    assert gather_tasks(["mine"], user, SPLIT, tmp_path).sha256 != first.sha256
+
+
+def test_a_group_may_take_parts_from_the_harness(tmp_path: Path, user: Path) -> None:
+    (user / "all.yaml").write_text("group: all\ntask: [mine, others]\n")
+    assert gather_tasks(["all"], user, SPLIT, tmp_path).include_defaults
+    (user / "others.yaml").write_text("group: others\ntask: [labelled]\n")
+    (user / "mine.yaml").write_text(f"{MINE}tag: labelled\n")
+    tasks = gather_tasks(["all"], user, SPLIT, tmp_path)
+    assert (tasks.include_defaults, tasks.local) == (False, True)
+    label = gather_tasks(["labelled"], user, SPLIT, tmp_path)
+    assert (label.include_defaults, label.sha256["labelled"]) == (False, tasks.sha256["all"])
+
+
 def test_a_folder_without_tasks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.yaml").write_text("a: 1\n")
     with pytest.raises(ConfigError, match="no task in it"):
@@ -88,3 +135,11 @@ def test_a_broken_task_file_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bad\.yaml: not a task file") as caught:
         gather_tasks(["x"], tmp_path, SPLIT, tmp_path / "store")
     assert "\n" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where the folder would be")
+    with pytest.raises(RunError, match="task files cannot be stored: .*store.*: Not a directory"):
+        gather_tasks(BUILT_IN, None, SPLIT, tmp_path / "store")
+    with pytest.raises(RunError, match="task files cannot be stored"):
+        gather_light_tasks([BUILT_IN[1]], None, SPLIT, tmp_path / "store")
