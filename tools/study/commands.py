@@ -85,7 +85,9 @@ class Study:
         settings = [*self.plan.set, f"seed={run.seed}", "evaluation.lm=null"]
         if self.plan.cache and run.label != BASELINE and not run.label.endswith(LIVE):
             settings += self._cache_settings()
-        recipe = self.methods[run.method]
+        variant = self.plan.variants.get(run.label)
+        recipe = self.methods[run.method if variant is None else variant.method]
+        settings += () if variant is None else variant.set
         where = ("--local", "--runs", str(self.runs), "--run-id", run.run_id)
         return (*EKD, "recipe", "launch", recipe, *where, *_set(settings))
 

@@ -34,6 +34,17 @@ class Live(Strict):
     seed: Count
 
 
+class Variant(Strict):
+    """A method with other settings, under a label of its own.
+
+    Attributes:
+        set: overrides of its recipe, after the plan's.
+    """
+
+    method: str
+    set: tuple[str, ...] = Field(min_length=1)
+
+
 class Tasks(Strict):
     """What `ekd eval lm` is asked; `task_data_tasks` only where their data is given."""
 
@@ -58,6 +69,7 @@ class Plan(Strict):
 
     Attributes:
         set: overrides of every recipe alike.
+        variants: runs beside those of the methods, by label.
         cache: None: the teacher runs live in every run.
         ept: None: no benchmark of inference.
     """
@@ -66,6 +78,7 @@ class Plan(Strict):
     set: tuple[str, ...]
     cache: Cache | None = None
     live: tuple[Live, ...] = ()
+    variants: dict[str, Variant] = Field(default_factory=dict)
     evaluation: Tasks
     ept: Benchmark | None = None
 
@@ -79,18 +92,20 @@ class Plans(Strict):
     @model_validator(mode="after")
     def _names_are_known(self) -> "Plans":
         for name, plan in self.plans.items():
-            used = {live.method for live in plan.live} | (
-                {plan.cache.made_by} if plan.cache else set()
-            )
+            used = {live.method for live in plan.live}
+            used |= {variant.method for variant in plan.variants.values()}
+            used |= {plan.cache.made_by} if plan.cache else set()
             if unknown := sorted(used - set(self.methods)):
                 raise ValueError(f"plan {name} names {unknown[0]}; accepted: {list(self.methods)}")
+            if taken := sorted(set(plan.variants) & set(self.methods)):
+                raise ValueError(f"plan {name}: variant {taken[0]} is the name of a method")
         if BASELINE not in self.methods:
             raise ValueError(f"methods lacks {BASELINE}, which the others are compared with")
         return self
 
 
 class Run(NamedTuple):
-    """One run of a plan: a method, or `method-live`, and its seed."""
+    """One run of a plan: a method, `method-live` or a variant's label, and its seed."""
 
     label: str
     seed: int
@@ -124,4 +139,5 @@ def runs_of(methods: dict[str, str], plan: Plan) -> list[Run]:
     for seed in plan.seeds:
         runs += [Run(method, seed) for method in methods]
         runs += [Run(live.method + LIVE, seed) for live in plan.live if live.seed == seed]
+        runs += [Run(label, seed) for label in plan.variants]
     return runs

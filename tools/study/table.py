@@ -79,7 +79,8 @@ def extent(record: Json) -> str:
     """Exactly what was run of what was asked."""
     asked, runs = record["asked"], record["runs"]
     done = {label: [run["seed"] for run in runs if run["label"] == label] for label in labels(runs)}
-    wanted = len(asked["methods"]) * len(asked["seeds"]) + len(asked["live"])
+    labels_asked = len(asked["methods"]) + len(asked["variants"])
+    wanted = labels_asked * len(asked["seeds"]) + len(asked["live"])
     lines = [
         f"{len(runs)} of {wanted} runs are finished"
         + ("." if len(runs) == wanted else "; what is missing is not in the tables."),
@@ -87,6 +88,10 @@ def extent(record: Json) -> str:
         *(
             f"- {label}: seeds {', '.join(map(str, seeds))}; {_sizes(runs, label)}"
             for label, seeds in done.items()
+        ),
+        *(
+            f"- {label} is {variant['method']} with `{' '.join(variant['set'])}`"
+            for label, variant in asked["variants"].items()
         ),
         "",
         "Teacher: " + ("one cache of its hidden states." if asked["cache"] else "live in every run.")

@@ -4,10 +4,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ekd_nemo.config.resolve import resolve_recipe
 from ekd_nemo.errors import ConfigError
 from tools.study.commands import CACHE, TRAINING, Study
+from tools.study.plan import PLANS as PLANS_FILE
 from tools.study.plan import Run, read_plan, runs_of
 
 PLANS = ("full", "slice", "short")
@@ -75,6 +77,37 @@ def test_seeds_are_the_outer_loop(tmp_path: Path) -> None:
     runs = runs_of(methods, plan)
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     assert Run("response-live", 1) in runs
+
+
+def test_variants_change_a_methods_recipe_alone(tmp_path: Path) -> None:
+    commands = {
+        run: c.argv for run, c in study("short", tmp_path).all_commands() if c.what == TRAINING
+    }
+    plain, even = commands["relation-s2"], commands["relation_even-s2"]
+    assert "smoke_relation" in even
+    assert set(settings(even)) - set(settings(plain)) == {"objective.alpha=0.97"}
+    assert (
+        resolve_recipe("smoke_relation", settings(even)).recipe.objective.weight_of("relation")
+        == 0.97
+    )
+
+
+@pytest.mark.parametrize(
+    ("variants", "word"),
+    [
+        ({"x": {"method": "none", "set": ["seed=1"]}}, "none"),
+        ({"sft": {"method": "relation", "set": ["seed=1"]}}, "sft"),
+    ],
+)
+def test_variants_of_no_method_and_taken_names_are_refused(
+    variants: dict[str, object], word: str, tmp_path: Path
+) -> None:
+    document = yaml.safe_load(PLANS_FILE.read_text())
+    document["plans"]["short"]["variants"] = variants
+    path = tmp_path / "plans.yaml"
+    path.write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match=word):
+        read_plan("short", path)
 
 
 def test_an_unknown_plan_is_refused_with_the_known_ones() -> None:

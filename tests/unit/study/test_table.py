@@ -55,6 +55,7 @@ def record() -> dict[str, Any]:
         "methods": dict.fromkeys([*CANNED, "relation"], "r"),
         "seeds": [1, 2, 3],
         "live": [],
+        "variants": {},
         "cache": None,
         "set": ["train.steps=8"],
         "evaluation": {"limit": 64},
