@@ -20,7 +20,8 @@ from ekd_nemo.meter.choose import MeterSettings, open_meters
 from ekd_nemo.meter.protocol import MeterUnavailableError
 from ekd_nemo.sources.cache_fit import check_build_fits, check_cache_fits
 from ekd_nemo.sources.cache_manifest import MANIFEST as CACHE_MANIFEST
-from ekd_nemo.sources.manifest import read_manifest
+from ekd_nemo.sources.manifest import MANIFEST, read_manifest
+from ekd_nemo.sources.shared_ids import check_shared_ids
 
 # A checkpoint holds the weights and Adam's two moments in fp32, 12 bytes a parameter, and bf16 weights in two more.
 # The newest is kept and the next is written before it goes. The export has 4 bytes a parameter.
@@ -185,13 +186,16 @@ def _check_layout(resolved: ResolvedRecipe, model: Architecture, who: str) -> No
 def _check_vocabulary(
     resolved: ResolvedRecipe, student: Architecture | None, teacher: Architecture | None
 ) -> None:
-    if student is None or teacher is None or student.vocab_size == teacher.vocab_size:
+    """Whether both models have all ids of the tokenizer; passed over until there are shards."""
+    if student is None or teacher is None:
+        return
+    if not (Path(resolved.recipe.data.path) / MANIFEST).is_file():
         return
     key = "student.init.path"
-    raise ConfigError(
-        f"{resolved.place(key)}: {key}: the student's vocabulary has {student.vocab_size} entries, the teacher's "
-        f"{teacher.vocab_size}; accepted: models that share one"
-    )
+    try:
+        check_shared_ids(resolved.recipe, student, teacher)
+    except ConfigError as error:
+        raise ConfigError(f"{resolved.place(key)}: {key}: {error}") from error
 
 
 def _check_fit(

@@ -47,7 +47,7 @@ def cached_teacher(
     if last and identity.final:
         layout, place = Layout(cut.tensor, cut.pipeline, data=1), Place(rank, 0, cut.pipeline - 1)
         source = FolderSource(recipe.teacher.path)
-        head = head_rows(source, layout, place, recipe.teacher.precision)
+        head = head_rows(source, layout, place, recipe.teacher.precision, student.vocab_size)
     reader = CacheReader(recipe.teacher.cache.path)
     return CachedTeacher(reader, standing, head, coming_samples(recipe, first_step))
 

@@ -269,7 +269,6 @@ def response_parts(
         weights: of cross-entropy and divergence.
         compare: whether to compute the divergence.
     """
-    arch = model.config.architecture
     group = parallel_state.get_tensor_model_parallel_group()
     sequence_parallel = model.sequence_group is not None
     taught = item.teacher_hidden if compare and item.teacher_head is not None else None
@@ -278,7 +277,7 @@ def response_parts(
         model.gpt.head,
         item.batch.flat_labels,
         item.batch.flat_valid,
-        vocab_size=arch.vocab_size,
+        vocab_size=model.plan.vocab_size,
         teacher_hidden=None if taught is None else taught.reshape(-1, taught.shape[-1]),
         teacher_head=None if taught is None else item.teacher_head,
         teacher_targets=item.targets if compare else None,

@@ -122,9 +122,24 @@ def frozen_config(arch: Architecture, layout: Layout, precision: Precision) -> T
     )
 
 
-def head_rows(source: TensorSource, student: Layout, place: Place, precision: Precision) -> Tensor:
-    """[V_local, H_t]: the teacher's head cut as the student's vocabulary is, from the source."""
-    rows = padded_vocab(source.architecture.vocab_size, student.tensor) // student.tensor
+def head_rows(
+    source: TensorSource,
+    student: Layout,
+    place: Place,
+    precision: Precision,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """[V_local, H_t]: the teacher's head cut as the student's vocabulary is, from the source.
+
+    Args:
+        source: the teacher's weights.
+        student: the student's layout.
+        place: in it.
+        precision: the teacher's.
+        vocab_size: the student's; None: the teacher's. Rows that the teacher lacks are zeros.
+    """
+    vocab_size = source.architecture.vocab_size if vocab_size is None else vocab_size
+    rows = padded_vocab(vocab_size, student.tensor) // student.tensor
     rank = Rank(place.tensor, student.tensor)
     found = VocabRows(HEAD).read_padded(source, rank, rows)
     return found.to(compute_device(), DTYPES[precision])

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import torch.distributed as dist
 from torch import Tensor
 
-from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.architecture import Architecture, padded_vocab
 from ekd_nemo.config.placement import teacher_parallel
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.models.cached import cached_teacher
@@ -37,8 +37,11 @@ def teacher_source(
     assert recipe.teacher is not None
     if recipe.teacher.placement == "cached":
         return cached_teacher(recipe, student, teacher, first_step)
-    if not stands_alike(recipe):
-        return relaid_teacher(recipe)
+    tensor = recipe.student.parallel.tensor
+    sizes = {padded_vocab(each.vocab_size, tensor) for each in (student, teacher)}
+    # Heads of unlike sizes are cut at unlike ids: the student's cut is made from the source.
+    if not stands_alike(recipe) or len(sizes) > 1:
+        return relaid_teacher(recipe, student.vocab_size)
     return shared_teacher(
         FolderSource(recipe.teacher.path),
         Layout.of(recipe.student.parallel, dist.get_world_size()),
@@ -47,8 +50,13 @@ def teacher_source(
     )
 
 
-def relaid_teacher(recipe: Recipe) -> RelaidTeacher:
-    """The teacher on the student's ranks, in a layout of its own; all ranks together."""
+def relaid_teacher(recipe: Recipe, vocab_size: int) -> RelaidTeacher:
+    """The teacher on the student's ranks, in a layout of its own; all ranks together.
+
+    Args:
+        recipe: the run's.
+        vocab_size: the student's.
+    """
     parallel = teacher_parallel(recipe)
     assert recipe.teacher is not None
     assert parallel is not None
@@ -61,11 +69,12 @@ def relaid_teacher(recipe: Recipe) -> RelaidTeacher:
         sequence_length(recipe.data.path),
         offload=recipe.teacher.offload,
     )
-    return RelaidTeacher(stage, student, _head(recipe, source, student))
+    return RelaidTeacher(stage, student, _head(recipe, source, student, vocab_size))
 
 
 def split_teacher(
     recipe: Recipe,
+    student: Architecture,
     teacher: Architecture,
     sides: Sides,
     run: RunDir,
@@ -76,6 +85,7 @@ def split_teacher(
 
     Args:
         recipe: the run's.
+        student: the student's decoder.
         teacher: the teacher's decoder.
         sides: which rank is whose.
         run: where the sides meet.
@@ -92,7 +102,8 @@ def split_teacher(
     remote = Remote(
         sides.teacher, teacher.num_layers, teacher.hidden_size, recipe.teacher.split.transport
     )
-    head = _head(recipe, FolderSource(recipe.teacher.path), sides.student)
+    source = FolderSource(recipe.teacher.path)
+    head = _head(recipe, source, sides.student, student.vocab_size)
     return SplitTeacher(joint, remote, sides.student, head, DTYPES[recipe.teacher.precision])
 
 
@@ -103,10 +114,10 @@ def release_teacher(sides: Sides, run: RunDir, steps: int) -> None:
             joint.tell_first_step(steps)
 
 
-def _head(recipe: Recipe, source: FolderSource, student: Layout) -> Tensor | None:
+def _head(recipe: Recipe, source: FolderSource, student: Layout, vocab_size: int) -> Tensor | None:
     """The teacher's rows of this rank's shard of the vocabulary, on the student's last stage."""
     assert recipe.teacher is not None
     place = student.place(dist.get_rank())
     if place.pipeline != student.pipeline - 1:
         return None
-    return head_rows(source, student, place, recipe.teacher.precision)
+    return head_rows(source, student, place, recipe.teacher.precision, vocab_size)

@@ -41,11 +41,14 @@ class LossPlan:
         objective: of the recipe.
         pairs: the feature pairs, with the default layer map written out.
         teacher_width: H_t; None without a teacher.
+        vocab_size: ids that both models have; others cost nothing and get no probability. A
+            vocabulary may be stored with more rows than its tokenizer has ids.
     """
 
     objective: Objective
-    pairs: tuple[Pair, ...] = ()
-    teacher_width: int | None = None
+    pairs: tuple[Pair, ...]
+    teacher_width: int | None
+    vocab_size: int
 
     @cached_property
     def response(self) -> ResponseSettings:
@@ -161,7 +164,10 @@ def loss_plan(
     if objective.feature is not None:
         assert teacher is not None
         pairs = feature_pairs(objective.feature, teacher.num_layers, student.num_layers)
-    return LossPlan(objective, pairs, None if teacher is None else teacher.hidden_size)
+    if teacher is None:
+        return LossPlan(objective, pairs, None, student.vocab_size)
+    shared = min(student.vocab_size, teacher.vocab_size)
+    return LossPlan(objective, pairs, teacher.hidden_size, shared)
 
 
 def feature_pairs(section: FeatureLoss, num_teacher: int, num_student: int) -> tuple[Pair, ...]:

@@ -17,6 +17,7 @@ from ekd_nemo.models.phases import PhaseClock, coordinates, device_uuids
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.cache_fit import check_cache_fits
 from ekd_nemo.sources.manifest import sequence_length
+from ekd_nemo.sources.shared_ids import check_shared_ids
 
 
 def main(argv: list[str]) -> int:
@@ -114,11 +115,8 @@ def check(recipe: Recipe, student: Architecture, teacher: Architecture | None, w
     if recipe.teacher is not None and recipe.teacher.placement == "cached":
         check_cache_fits(recipe)
     check_layout(student, parallel.tensor, parallel.pipeline, "student")
-    if teacher is not None and teacher.vocab_size != student.vocab_size:
-        raise ConfigError(
-            f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's "
-            f"{student.vocab_size}; accepted: models that share one"
-        )
+    if teacher is not None:
+        check_shared_ids(recipe, student, teacher)
     replica = parallel.tensor * parallel.pipeline
     share = train.micro_batch_size * (world // replica)
     if train.global_batch_size % share:

@@ -94,7 +94,7 @@ def train(
         def make_teacher() -> TeacherSource:
             assert teacher is not None
             if sides is not None:
-                return split_teacher(recipe, teacher, sides, run, first, ending)
+                return split_teacher(recipe, student, teacher, sides, run, first, ending)
             return teacher_source(recipe, student, teacher, first)
 
         made = None if teacher is None else make_teacher

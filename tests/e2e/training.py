@@ -93,7 +93,7 @@ def write_shards(folder: Path, length: int = 32, vocab: int = 500) -> None:
     manifest = {
         "schema_version": 1,
         "sequence_length": length,
-        "tokenizer": {"pad_id": 0, "sha256": "5" * 64},
+        "tokenizer": {"pad_id": 0, "sha256": "5" * 64, "vocab_size": vocab},
         "splits": {split: {"samples": count} for split, count in splits.items()},
         "files": {p.name: {"bytes": p.stat().st_size} for p in sorted(folder.iterdir())},
     }

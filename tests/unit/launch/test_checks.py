@@ -16,6 +16,7 @@ from ekd_nemo.errors import EXIT_USER, ConfigError, EkdError, MissingExtraError
 from ekd_nemo.launch import checks, models
 from ekd_nemo.launch.local import plan_local
 from ekd_nemo.meter.protocol import MeterUnavailableError
+from tests.e2e.training import write_shards
 from tests.unit.launch.conftest import CONFIG, write_tokenizer
 
 Usage = namedtuple("Usage", "total used free")
@@ -218,7 +219,22 @@ def test_models_of_unlike_vocabularies_are_refused(here: Path) -> None:
     other = here / "models" / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({**CONFIG, "vocab_size": 300}))
-    with pytest.raises(
-        ConfigError, match=r"vocabulary has 300 entries, the teacher's 256; accepted"
-    ):
-        check("student.init={source: random, path: models/other}")
+    student = "student.init={source: random, path: models/other}"
+    check(student)  # nothing is known of the tokenizer before there are shards
+    changes = (student, "data.path=shards", "data.build=null")
+    _shards(here / "shards", 257)
+    said = (
+        r"student\.init\.path: .* 300 entries, the teacher's 256, and the tokenizer of shards 257"
+    )
+    with pytest.raises(ConfigError, match=said):
+        check(*changes)
+    shutil.rmtree(here / "shards")
+    _shards(here / "shards", 256)
+    check(*changes)
+
+
+def _shards(folder: Path, ids: int) -> None:
+    write_shards(folder, vocab=ids)
+    manifest = folder / "manifest.json"
+    found = json.loads(manifest.read_text()) | {"settings": {"tokenizer": "elsewhere"}}
+    manifest.write_text(json.dumps(found))

@@ -93,8 +93,14 @@ def test_too_few_samples_to_validate_on_are_refused(recipe: Recipe) -> None:
 def test_other_vocabulary_is_refused(recipe: Recipe) -> None:
     from dataclasses import replace
 
-    with pytest.raises(ConfigError, match="vocabulary"):
-        check(recipe, teacher=replace(TEACHER, vocab_size=501))
+    with pytest.raises(ConfigError, match="has 500 entries, the teacher's 499"):
+        check(recipe, teacher=replace(TEACHER, vocab_size=499))
+
+
+def test_more_rows_than_ids_are_no_other_vocabulary(recipe: Recipe) -> None:
+    from dataclasses import replace
+
+    check(recipe, teacher=replace(TEACHER, vocab_size=501))
 
 
 def test_folder_without_recipe_is_refused(tmp_path: Path) -> None:
