@@ -8,7 +8,7 @@ import difflib
 import functools
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from torch.utils import collect_env
 
-from ekd_nemo.errors import EkdError, UserError
+from ekd_nemo.errors import EkdError, RunError, UserError
 from ekd_nemo.evals.request import SEED, Job, LmSettings, Request
 from ekd_nemo.evals.taskset import BUILT_IN
 from ekd_nemo.harness.events import Emit, guarded, own_stdout
@@ -74,10 +74,8 @@ def _run_job(job: Job, settings: LmSettings, tasks: TaskManager, emit: Emit) -> 
     for task in job.tasks:
         emit(event="task", job=job.name, task=task)
         out = Path(job.out) / task
-        guarded(
-            f"{task} on {job.model}",
-            functools.partial(_run_task, model, job, task, settings, tasks, device, out),
-        )
+        action = functools.partial(_run_task, model, job, task, settings, tasks, device, out)
+        guarded(f"{task} on {job.model}", functools.partial(_with_data, task, action))
         emit(
             event="done",
             job=job.name,
@@ -89,6 +87,17 @@ def _run_job(job: Job, settings: LmSettings, tasks: TaskManager, emit: Emit) -> 
         )
     del model
     gc.collect()
+
+
+def _with_data(task: str, action: Callable[[], None]) -> None:
+    """Say what to do where the hub that has a task's data is out of reach."""
+    try:
+        action()
+    except ConnectionError as error:
+        raise RunError(
+            f"{task}: its data are on a hub that cannot be reached ({' '.join(str(error).split())[:200]}); "
+            "without one, give task files over local data with --include-path"
+        ) from error
 
 
 def _device(asked: str) -> str:

@@ -1,7 +1,8 @@
 """lm-eval's Hugging Face model, on one device or as one of several ranks that share the items."""
 
 import os
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, cast
 
 import psutil
 from lm_eval.models.huggingface import HFLM
@@ -13,6 +14,38 @@ _SHARE: Final = 0.3
 _COPIES: Final = 3
 _FP32_BYTES: Final = 4
 _MOST_ON_CPU: Final = 16  # beyond, a CPU is no faster
+_TRIED: Final = 8  # of the longest texts are counted in tokens
+
+
+class CpuModel(HFLM):
+    """With batches of as many sequences as the longest request leaves memory for.
+
+    The harness finds its own `auto` by running out of memory, which on a CPU ends the process, and for answers written
+    out it tries the longest prompt that the model takes, whatever was asked.
+    """
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """Of answers, given their questions."""
+        self._fit(("".join(request.args) for request in requests), 0)
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """Of whole texts."""
+        self._fit((request.args[0] for request in requests), 1)
+        return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        """Answers written out."""
+        asked = [request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests]
+        self._fit((request.args[0] for request in requests), max(asked, default=0))
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def _fit(self, texts: Iterable[str], more: int) -> None:
+        """Set the batch size by the longest text and `more` tokens beside it."""
+        longest = sorted(texts, key=lambda text: len(text.encode()))[-_TRIED:]
+        encoded = [cast("list[int]", self.tok_encode(text)) for text in longest]
+        length = min(self.max_length, max(map(len, encoded), default=1) + more)
+        self.batch_size_per_gpu = fitting(length, self.vocab_size, _free_bytes())
 
 
 def load_model(job: Job, settings: LmSettings, device: str) -> HFLM:
@@ -26,7 +59,7 @@ def load_model(job: Job, settings: LmSettings, device: str) -> HFLM:
         settings.dtype if settings.dtype != "auto" else {"cpu": "float32"}.get(device, "bfloat16")
     )
     on_cpu = device == "cpu" and settings.batch_size == "auto"
-    model = HFLM(
+    model = (CpuModel if on_cpu else HFLM)(
         pretrained=job.model,
         device=device,
         dtype=dtype,
@@ -36,8 +69,6 @@ def load_model(job: Job, settings: LmSettings, device: str) -> HFLM:
         use_safetensors=True,
         **placement,
     )
-    if on_cpu:
-        model.batch_size_per_gpu = _fitting(model)
     _join_ranks(model)
     return model
 
@@ -54,11 +85,15 @@ def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _fitting(model: HFLM) -> int:
-    """Sequences of full length whose logits fit the memory that is free."""
-    free = psutil.virtual_memory().available * _SHARE / _world_size()
-    each = model.max_length * model.vocab_size * _FP32_BYTES * _COPIES
-    return max(1, min(_MOST_ON_CPU, int(free // each)))
+def fitting(length: int, vocab_size: int, free_bytes: float) -> int:
+    """Sequences of `length` tokens whose logits take the harness's share of the free memory; at least one."""
+    each = length * vocab_size * _FP32_BYTES * _COPIES
+    return max(1, min(_MOST_ON_CPU, int(free_bytes * _SHARE // each)))
+
+
+def _free_bytes() -> float:
+    """Of this rank's part of the machine."""
+    return psutil.virtual_memory().available / _world_size()
 
 
 def chosen_batch(model: HFLM) -> int | None:
