@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -136,6 +137,18 @@ def _resume_device() -> None:
     importlib.import_module("nemo.lightning.io.pl")._fix_tensors_device = lambda ckpt: ckpt
 
 
+def _adapters_linear() -> None:
+    class NoLinear:
+        """Stands for Transformer Engine's linear layer: nothing is one."""
+
+    lora = importlib.import_module("nemo.collections.llm.peft.lora")
+    lora.te = SimpleNamespace(Linear=NoLinear)
+
+
+def _adapters_engine() -> None:
+    importlib.import_module("nemo.collections.llm.peft.utils").HAVE_TE = False
+
+
 PATCHES: tuple[Patch, ...] = (
     Patch(
         "torch.cuda.current_device",
@@ -192,6 +205,20 @@ PATCHES: tuple[Patch, ...] = (
         "nemo/lightning/io/pl.py:495",
         "nemo",
         _resume_device,
+    ),
+    Patch(
+        "nemo peft.lora.te",
+        "asks of every matrix whether it is Transformer Engine's, and raises where that is missing",
+        "nemo/collections/llm/peft/lora.py:703",
+        "nemo",
+        _adapters_linear,
+    ),
+    Patch(
+        "nemo peft.utils.HAVE_TE",
+        "is true without Transformer Engine, as Megatron then names some of its layers None",
+        "nemo/collections/llm/peft/utils.py:77",
+        "nemo",
+        _adapters_engine,
     ),
 )
 

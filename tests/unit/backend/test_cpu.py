@@ -123,6 +123,21 @@ def load_a_checkpoint() -> None:
     assert module._fix_tensors_device({"a": 1}) == {"a": 1}
 
 
+def wrap_a_matrix() -> None:
+    import torch.distributed as dist
+    from megatron.core import ModelParallelConfig, parallel_state
+    from megatron.core.tensor_parallel import ColumnParallelLinear
+    from nemo.collections.llm.peft.lora import LoRA, LoRALinear
+
+    store = dist.FileStore(f"{tempfile.mkdtemp()}/store", 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    config = ModelParallelConfig(use_cpu_initialization=True)
+    linear = ColumnParallelLinear(2, 2, config=config, init_method=torch.nn.init.zeros_)
+    wrapped = LoRA(target_modules=["linear_qkv"], dim=1).transform(linear, "linear_qkv")
+    assert isinstance(wrapped, LoRALinear)
+
+
 PROBES: tuple[tuple[str, Callable[[], None], str], ...] = (
     ("torch.cuda.current_device", wrap_for_data_parallel, "CUDA"),
     ("torch.cuda.synchronize", preload_a_checkpoint, "CUDA"),
@@ -135,6 +150,8 @@ PROBES: tuple[tuple[str, Callable[[], None], str], ...] = (
     ("megatron random._set_cuda_rng_state", keep_the_random_state, "not restored"),
     ("nemo megatron_init._set_random_seed", seed_the_tracker, "is not added"),
     ("nemo io.pl._fix_tensors_device", load_a_checkpoint, "AssertionError"),
+    ("nemo peft.lora.te", wrap_a_matrix, "UnavailableError"),
+    ("nemo peft.utils.HAVE_TE", wrap_a_matrix, "isinstance() arg 2"),
 )
 
 
