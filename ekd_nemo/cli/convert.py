@@ -47,6 +47,10 @@ def export(
         str | None, typer.Option(help="Folder or hub id of the tokenizer; default: --like.")
     ] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Store in; default: as trained.")] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="The low-rank adapters alone, for peft; default: merged."),
+    ] = False,
 ) -> None:
     """Write a checkpoint of any TP and PP as a Hugging Face folder, without a GPU.
 
@@ -62,6 +66,7 @@ def export(
     argv += [f"--like={like}"] if like is not None else []
     argv += [f"--tokenizer={tokenizer}"] if tokenizer is not None else []
     argv += ["--dtype", dtype.value] if dtype is not None else []
+    argv += ["--adapter"] if adapter else []
     run_worker(argv)
 
 

@@ -32,7 +32,7 @@ def misfit(
         found = _support(objective.response, recipe, student)
         if found is not None:
             return found
-    return lora_misfit(recipe, student) or _interleaving(recipe, student)
+    return lora_misfit(recipe) or _interleaving(recipe, student)
 
 
 def _feature(

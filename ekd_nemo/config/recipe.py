@@ -128,10 +128,7 @@ class Lora(Strict):
     alpha: PositiveInt = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: tuple[Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"], ...] = (
-        "linear_qkv",
-        "linear_proj",
-        "linear_fc1",
-        "linear_fc2",
+        Field(default=("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"), min_length=1)
     )
 
 

@@ -20,6 +20,7 @@ from ekd_nemo.config.architecture import (
     read_architecture,
 )
 from ekd_nemo.errors import CheckpointError
+from ekd_nemo.models.convert_adapter import write_adapter
 from ekd_nemo.models.convert_checkpoint import CheckpointReader
 from ekd_nemo.models.convert_folder import (
     copy_tokenizer,
@@ -41,9 +42,11 @@ def export_checkpoint(
     like: Path | str | None = None,
     tokenizer_from: Path | str | None = None,
     dtype: str | None = None,
+    adapter: bool = False,
 ) -> Path:
     """Write the model in a distributed checkpoint as a Hugging Face folder.
 
+    Low-rank adapters are merged into their matrices, unless `adapter` asks for them alone.
     Optimiser states and whatever else the checkpoint holds are left out.
 
     Args:
@@ -55,6 +58,7 @@ def export_checkpoint(
         tokenizer_from: Hugging Face folder or hub id whose tokenizer, token ids and generation
             config are copied; None takes those of `like`.
         dtype: float32, bfloat16 or float16; None keeps the dtype of the checkpoint.
+        adapter: write the adapters alone, as Hugging Face's `peft` reads them.
 
     Returns:
         `out_dir`.
@@ -74,8 +78,11 @@ def export_checkpoint(
         )
     with _sibling(out) as folder:
         copy_tokenizer(tokenizer, folder)
-        stored = write_weights(folder, hf_tensors(reader, arch), arch, dtype)
-        write_config(folder, arch, tokenizer, stored)
+        if adapter:
+            stored = write_adapter(folder, reader, arch, dtype)
+        else:
+            stored = write_weights(folder, hf_tensors(reader, arch), arch, dtype)
+            write_config(folder, arch, tokenizer, stored)
     _log.info("%s: exported from %s in %s", out, reader.folder, stored)
     return out
 

@@ -13,6 +13,7 @@ import io
 import math
 import pickle
 import re
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorSt
 from torch.distributed.checkpoint.planner import LoadPlan
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from ekd_nemo.config.recipe import Lora, Student
+from ekd_nemo.config.resolve import read_resolved
 from ekd_nemo.errors import CheckpointError
 from ekd_nemo.models.weights.parts import DECODER_LAYERS, WORD_EMBEDDINGS
 
@@ -127,6 +130,9 @@ class CheckpointReader:
     def read(self, name: str, layer: int | None = None) -> Tensor:
         """One parameter of all ranks together, in the dtype that it was saved in.
 
+        A matrix with a low-rank adapter is given with the adapter merged: `W + alpha / rank * B A`,
+        summed in fp32 and rounded once.
+
         Args:
             name: canonical name; within the layer if `layer` is given.
             layer: number of the decoder layer, from 0. Layers lie stacked in one tensor, or under
@@ -135,12 +141,54 @@ class CheckpointReader:
         Raises:
             CheckpointError: there is no such parameter, or pieces of it are missing.
         """
+        found = self.read_bare(name, layer)
+        adapter = None if layer is None else self.read_adapter(name, layer)
+        if adapter is None:
+            return found
+        down, up = (each.float() for each in adapter)
+        return (found.float() + self.adapted.alpha / len(down) * (up @ down)).to(found.dtype)
+
+    def read_bare(self, name: str, layer: int | None = None) -> Tensor:
+        """As `read`, without the adapter: of an adapted matrix what the run began with."""
         if layer is None:
             return self._read_region(self._prefix + name, [])
         single = f"{self._prefix}{DECODER_LAYERS}{layer}.{name}"
         if single in self._tensors:
             return self._read_region(single, [])
         return self._read_region(f"{self._prefix}{DECODER_LAYERS}{name}", [layer])[0]
+
+    def read_adapter(self, name: str, layer: int) -> tuple[Tensor, Tensor] | None:
+        """The adapter of a layer's parameter: A [rank, inputs] and B [outputs, rank]; None without."""
+        matrix = name.removesuffix(".weight")
+        names = [f"{matrix}.adapter.{side}.weight" for side in ("linear_in", "linear_out")]
+        layers = f"{self._prefix}{DECODER_LAYERS}"
+        if matrix == name or not {f"{layers}{names[0]}", f"{layers}{layer}.{names[0]}"} & set(
+            self._tensors
+        ):
+            return None
+        return self.read_bare(names[0], layer), self.read_bare(names[1], layer)
+
+    @property
+    def adapted(self) -> Lora:
+        """What the recipe of the run says of its adapters: the tensors do not tell alpha.
+
+        Raises:
+            CheckpointError: the checkpoint does not lie in the run directory that it was saved to.
+        """
+        assert self.student.lora is not None
+        return self.student.lora
+
+    @cached_property
+    def student(self) -> Student:
+        """The student of the run that saved adapters here; raises as `adapted` does."""
+        recipe = self.folder.absolute().parent.parent.parent / "recipe.yaml"
+        student = read_resolved(recipe).student if recipe.is_file() else None
+        if student is None or student.lora is None:
+            raise CheckpointError(
+                f"{self.folder}: holds adapters, and {recipe} does not say their alpha; accepted: a "
+                "checkpoint inside its run directory"
+            )
+        return student
 
     def _find_prefix(self) -> str:
         found = [match[1] for match in map(MODEL_PREFIX.match, self._tensors) if match]

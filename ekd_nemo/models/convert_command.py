@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
 
     Args:
         argv: `import SOURCE OUT` or `export CHECKPOINT OUT [--like FOLDER]
-            [--tokenizer FOLDER] [--dtype DTYPE]`.
+            [--tokenizer FOLDER] [--dtype DTYPE] [--adapter]`.
 
     Raises:
         CheckpointError: see `import_checkpoint` and `export_checkpoint`.
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     exporting.add_argument("--like")
     exporting.add_argument("--tokenizer")
     exporting.add_argument("--dtype", choices=sorted(DTYPES))
+    exporting.add_argument("--adapter", action="store_true")
     given = parser.parse_args(argv)
     started_s = time.monotonic()
     if given.verb == "import":
@@ -48,5 +49,6 @@ def main(argv: Sequence[str]) -> None:
             like=given.like,
             tokenizer_from=given.tokenizer,
             dtype=given.dtype,
+            adapter=given.adapter,
         )
     sys.stdout.write(f"{given.out}: {given.verb}ed in {time.monotonic() - started_s:.1f} s\n")

@@ -12,12 +12,14 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ekd_nemo.config.recipe import Lora
 from ekd_nemo.losses.parts import LossParts
 from ekd_nemo.losses.relation import RelationSettings, gradient_of_rows
 from ekd_nemo.losses.response import ResponseSettings, fused_linear_response
 from ekd_nemo.losses.sparse import SparseTargets
 from ekd_nemo.losses.token_relation import token_relation_loss
 from ekd_nemo.models.config import DecoderConfig
+from ekd_nemo.models.lora import add_adapters
 from ekd_nemo.models.terms import LossPlan
 from ekd_nemo.models.weights import TensorSource, load_weights
 from ekd_nemo.parallel.batch import Microbatch
@@ -86,6 +88,7 @@ class DistillModel(GPTModel):
         super().__init__(config=config, optim=optim, tokenizer=None)
         self.plan, self.seed = plan, seed
         self.source: TensorSource | None = None
+        self.lora: Lora | None = None
         self.taps: FeatureTaps | None = None
         self._reduction = [
             SumReduction(self.loss, plan.last_stage_terms)
@@ -99,7 +102,7 @@ class DistillModel(GPTModel):
     def reinit(self) -> "DistillModel":
         """Another part of the same model; NeMo asks for one for each further chunk of a stage."""
         other = type(self)(self.config, self.optim, self.plan, self.seed)
-        other.source = self.source
+        other.source, other.lora = self.source, self.lora
         return other
 
     def configure_model(self, vp_stage: int | None = None) -> None:
@@ -115,6 +118,8 @@ class DistillModel(GPTModel):
             rank = parallel_state.get_tensor_model_parallel_rank()
             size = parallel_state.get_tensor_model_parallel_world_size()
             load_weights([self.module], self.source, rank, size)
+        if self.lora is not None:
+            add_adapters(self.module, self.lora, self.seed)
         self._add_features()
 
     def _add_features(self) -> None:

@@ -152,7 +152,7 @@ def student_model(
 ) -> DistillModel:
     """NeMo's model of the recipe's method; built by Lightning, once its groups stand."""
     precision = recipe.student.precision
-    return METHODS[recipe.method](
+    model = METHODS[recipe.method](
         decoder_config(
             student,
             recipe.student.parallel,
@@ -165,6 +165,8 @@ def student_model(
         loss_plan(recipe.objective, student, teacher),
         recipe.seed,
     )
+    model.lora = recipe.student.lora
+    return model
 
 
 class RecipeTrainer(nl.Trainer):

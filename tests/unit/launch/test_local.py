@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ekd_nemo.config.recipe import Lora
-from ekd_nemo.config.resolve import ResolvedRecipe
+from ekd_nemo.config.resolve import ResolvedRecipe, resolve_recipe
 from ekd_nemo.errors import EXIT_SAVED, RunError, UserError
 from ekd_nemo.launch import local
 from ekd_nemo.launch.history import STEPS, pending
@@ -173,8 +173,15 @@ def test_a_stop_during_export_keeps_what_is_finished(plan: Plan, tmp_path: Path)
     assert [step.name for step in pending(plan.run, plan.steps)] == ["export"]
 
 
-def test_a_setting_that_is_not_built_is_refused(tiny: ResolvedRecipe) -> None:
+def test_a_setting_that_is_not_built_is_refused(here: Path) -> None:
+    placed = ["placement=cached", "cache.path=c", "cache.build.kind=hidden", "precision=fp8"]
+    resolved = resolve_recipe("tiny", [f"teacher.{each}" for each in placed])
+    with pytest.raises(UserError, match=r"teacher\.precision is fp8, which cannot be launched yet"):
+        plan_local(resolved, runs=Path("runs"))
+
+
+def test_adapters_are_planned(tiny: ResolvedRecipe) -> None:
     student = tiny.recipe.student.model_copy(update={"lora": Lora()})
     recipe = tiny.recipe.model_copy(update={"student": student})
-    with pytest.raises(UserError, match=r"student\.lora is set, which cannot be launched yet"):
-        plan_local(replace(tiny, recipe=recipe), runs=Path("runs"))
+    planned = plan_local(replace(tiny, recipe=recipe), runs=Path("runs"))
+    assert [step.name for step in planned.steps][-2:] == ["train", "export"]
