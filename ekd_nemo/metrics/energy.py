@@ -21,6 +21,7 @@ class RunEnergy:
     Attributes:
         e_run: accelerators that ranks occupied, all attempts, from prerun through checkpoint, idle in between too;
             evaluation and the inference benchmark left out.
+        lost: the part of e_run whose work a crash undid.
         phases: e_run by phase, idle last; only phases that occurred.
         evaluation, ept: accelerators in those phases.
         host: CPU and RAM where they are not the accelerator, over the same time as e_run.
@@ -31,6 +32,7 @@ class RunEnergy:
     """
 
     e_run: Quantity
+    lost: Quantity
     phases: Mapping[str, Quantity]
     evaluation: Quantity
     ept: Quantity
@@ -50,6 +52,7 @@ def run_energy(ledger: Ledger) -> RunEnergy:
     duration = Quantity(ledger.duration_s, "s") if in_run else Quantity.missing("s", why)
     return RunEnergy(
         e_run,
+        _lost(in_run, e_run),
         {
             phase: energy_of(rows, why)
             for phase in PHASES
@@ -66,6 +69,14 @@ def run_energy(ledger: Ledger) -> RunEnergy:
         duration,
         _discrepancy(ledger, in_run),
     )
+
+
+def _lost(in_run: Sequence[LedgerRow], e_run: Quantity) -> Quantity:
+    """What a crash undid; a real 0 where the records show that nothing was."""
+    lost = [row for row in in_run if row.lost]
+    if lost or e_run.value is None:
+        return energy_of(lost, e_run.reason or "")
+    return Quantity(0.0, "J", e_run.source, e_run.coverage)
 
 
 def energy_of(rows: Sequence[LedgerRow], why_none: str) -> Quantity:

@@ -19,6 +19,7 @@ from ekd_nemo.metrics.devices import (
 )
 from ekd_nemo.metrics.joined import joined
 from ekd_nemo.metrics.ledger_rows import LedgerRow, device_rows
+from ekd_nemo.metrics.lost import with_losses
 from ekd_nemo.metrics.mark_lines import MarkColumns, RankKey, read_marks
 from ekd_nemo.metrics.marks import RankMarks, rank_marks
 from ekd_nemo.metrics.phase_stack import PHASE_NUMBER
@@ -86,6 +87,7 @@ def build_ledger(
     for rank in ranks:
         by_boot[rank.key.boot_id].append(rank)
     windows = joined({boot: tuple(windows_of(by_boot[boot])) for boot in sorted(by_boot)}, clocks)
+    windows = with_losses(windows, ranks)
     rows: list[LedgerRow] = []
     reconciliation: dict[tuple[str, str], Reconciliation] = {}
     flags = {flag for rank in ranks for flag in rank.flags}

@@ -24,6 +24,7 @@ class LedgerRow:
         role: accelerator or host; None where nobody knows.
         phase: None for an accelerator that no rank occupied.
         in_run: whether E_run counts the row.
+        lost: whether a later attempt did its work again.
         step_first, step_last: None outside the phases that make steps.
         start_ns, end_ns: outer bounds on the clock of `boot_id`; a block of short stretches has others in between.
         duration_s: time of this row, shared out where ranks overlap.
@@ -43,6 +44,7 @@ class LedgerRow:
     attempt: int
     phase: Phase | None
     in_run: bool
+    lost: bool
     step_first: int | None
     step_last: int | None
     start_ns: int
@@ -91,6 +93,7 @@ def _whole(windows: Sequence[Window]) -> Pieces:
         np.array([window.attempt for window in windows], np.int64),
         np.zeros(count, np.bool_),
         np.zeros(count, np.bool_),
+        np.zeros(count, np.bool_),
         none,
         none,
     )
@@ -129,6 +132,7 @@ def _rows(
             attempt=int(pieces.attempt[piece]),
             phase=PHASES[pieces.phase[piece]] if occupied else None,
             in_run=bool(pieces.in_run[piece]),
+            lost=bool(pieces.lost[piece]),
             step_first=_step(step_first[row]),
             step_last=_step(step_last[row]),
             start_ns=int(start[row]),

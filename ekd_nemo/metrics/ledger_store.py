@@ -15,7 +15,7 @@ from ekd_nemo.errors import DataError
 from ekd_nemo.metrics.ledger_rows import LedgerRow
 from ekd_nemo.records.atomic import write_bytes
 
-SCHEMA_VERSION: Final = "1"
+SCHEMA_VERSION: Final = "2"
 
 _SCHEMA: Final = pa.schema(
     [
@@ -27,6 +27,7 @@ _SCHEMA: Final = pa.schema(
         pa.field("attempt", pa.int64(), nullable=False),
         pa.field("phase", pa.string()),
         pa.field("in_run", pa.bool_(), nullable=False),
+        pa.field("lost", pa.bool_(), nullable=False),
         pa.field("step_first", pa.int64()),
         pa.field("step_last", pa.int64()),
         pa.field("start_ns", pa.int64(), nullable=False),

@@ -30,6 +30,7 @@ class Window:
     Attributes:
         start_ns, end_ns: from the first to the last phase of any kind.
         run_start_ns, run_end_ns: from the first to the last phase that E_run counts; equal when there is none.
+        lost_ns: from when on its work is not in the weights; None where all of it is.
     """
 
     attempt: int
@@ -37,6 +38,7 @@ class Window:
     end_ns: int
     run_start_ns: int
     run_end_ns: int
+    lost_ns: int | None = None
 
 
 def windows_of(ranks: Sequence[RankMarks]) -> list[Window]:
@@ -68,6 +70,7 @@ class Pieces:
         share: [N] part of the device's energy and time that is this piece's.
         attempt: [N] number of the launch.
         in_run: [N] whether E_run counts the piece.
+        lost: [N] whether a later attempt did it again.
         short: [N] whether it belongs to a stretch below the sensor.
         step_first, step_last: [N] steps that it lies in; -1 outside the phases that make steps.
     """
@@ -78,6 +81,7 @@ class Pieces:
     share: Floats
     attempt: Ints
     in_run: Bools
+    lost: Bools
     short: Bools
     step_first: Ints
     step_last: Ints
@@ -98,7 +102,7 @@ def pieces_of(ranks: Sequence[RankMarks], windows: Sequence[Window]) -> Pieces:
     found = [stretch_at(rank.stretches, starts) for rank in ranks]
     busy = np.sum([index != NO_PHASE for index in found], axis=0, dtype=np.int64)
     parts = [
-        _rank_pieces(rank, index, starts, ends, busy)
+        _rank_pieces(rank, index, starts, ends, busy, windows)
         for rank, index in zip(ranks, found, strict=True)
     ]
     parts.append(_idle_pieces(starts, ends, busy, windows))
@@ -116,12 +120,27 @@ def _edges(ranks: Sequence[RankMarks], windows: Sequence[Window]) -> Ints:
             [(w.start_ns, w.end_ns, w.run_start_ns, w.run_end_ns) for w in windows], np.int64
         ).ravel()
     ]
+    parts.append(np.array([w.lost_ns for w in windows if w.lost_ns is not None], np.int64))
     for rank in ranks:
         parts += [rank.stretches.start_ns, rank.stretches.end_ns]
     return np.unique(np.concatenate(parts))
 
 
-def _rank_pieces(rank: RankMarks, index: Ints, starts: Ints, ends: Ints, busy: Ints) -> Pieces:
+def _lost(starts: Ints, window: Window) -> Bools:
+    """[N] whether what began then, in the attempt of a window, was lost."""
+    if window.lost_ns is None:
+        return np.zeros(len(starts), np.bool_)
+    return np.asarray(starts >= window.lost_ns, np.bool_)
+
+
+def _rank_pieces(
+    rank: RankMarks,
+    index: Ints,
+    starts: Ints,
+    ends: Ints,
+    busy: Ints,
+    windows: Sequence[Window],
+) -> Pieces:
     """The pieces of one rank."""
     here = index != NO_PHASE
     stretch = index[here]
@@ -129,6 +148,10 @@ def _rank_pieces(rank: RankMarks, index: Ints, starts: Ints, ends: Ints, busy: I
     length_s = (rank.stretches.end_ns - rank.stretches.start_ns)[stretch] / NS_PER_S
     first, last = _steps_between(rank, starts[here], ends[here])
     steps = np.isin(phase, _STEP_PHASES)
+    lost = np.zeros(len(stretch), np.bool_)
+    for window in windows:
+        if window.attempt == rank.key.attempt:
+            lost |= _lost(starts[here], window)
     return Pieces(
         starts[here],
         ends[here],
@@ -136,6 +159,7 @@ def _rank_pieces(rank: RankMarks, index: Ints, starts: Ints, ends: Ints, busy: I
         1.0 / busy[here],
         np.full(len(stretch), rank.key.attempt, np.int64),
         np.isin(phase, _RUN_PHASES),
+        lost,
         length_s < SHORT_S,
         np.where(steps, first, -1),
         np.where(steps, last, -1),
@@ -159,10 +183,12 @@ def _steps_between(rank: RankMarks, starts: Ints, ends: Ints) -> tuple[Ints, Int
 def _idle_pieces(starts: Ints, ends: Ints, busy: Ints, windows: Sequence[Window]) -> Pieces:
     """The pieces of time inside an attempt in which no rank was in a phase."""
     attempt = np.zeros(len(starts), np.int64)
-    in_run = np.zeros(len(starts), np.bool_)
+    in_run, lost = np.zeros(len(starts), np.bool_), np.zeros(len(starts), np.bool_)
     for window in windows:
-        attempt[(starts >= window.start_ns) & (ends <= window.end_ns)] = window.attempt
+        inside = (starts >= window.start_ns) & (ends <= window.end_ns)
+        attempt[inside] = window.attempt
         in_run |= (starts >= window.run_start_ns) & (ends <= window.run_end_ns)
+        lost |= inside & _lost(starts, window)
     here = (busy == 0) & (attempt > 0)
     count = int(here.sum())
     none = np.full(count, -1, np.int64)
@@ -173,6 +199,7 @@ def _idle_pieces(starts: Ints, ends: Ints, busy: Ints, windows: Sequence[Window]
         np.ones(count),
         attempt[here],
         in_run[here],
+        lost[here],
         (ends - starts)[here] / NS_PER_S < SHORT_S,
         none,
         none,
@@ -206,16 +233,17 @@ def rows_of(pieces: Pieces, block: Ints) -> Ints:
     between, share a row until ten minutes of them are together, so that a ledger does not grow with the steps.
     """
     bundle = np.where(pieces.short, 0, _bundles(pieces))
-    keys = np.stack((pieces.attempt, pieces.in_run, pieces.phase, block, bundle)).astype(np.int64)
+    columns = (pieces.attempt, pieces.in_run, pieces.lost, pieces.phase, block, bundle)
+    keys = np.stack(columns).astype(np.int64)
     _, row = np.unique(keys, axis=1, return_inverse=True)
     return np.asarray(row, np.int64).reshape(-1)
 
 
 def _bundles(pieces: Pieces) -> Ints:
     """[N] a number that long pieces of one phase, attempt and ten minutes share."""
-    order = np.lexsort((pieces.start_ns, pieces.in_run, pieces.phase, pieces.attempt, pieces.short))
+    columns = (pieces.lost, pieces.in_run, pieces.phase, pieces.attempt, pieces.short)
+    order = np.lexsort((pieces.start_ns, *columns))
     start, end = pieces.start_ns[order], pieces.end_ns[order]
-    columns = (pieces.short, pieces.attempt, pieces.phase, pieces.in_run)
     changed = np.ones(len(order), np.bool_)
     changed[1:] = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
     apart = changed.copy()

@@ -231,6 +231,7 @@ def _energy_figures(energy: RunEnergy, tokens: Quantity) -> dict[str, Quantity]:
         "e_amortised": energy.e_run,
         "mean_power": energy.mean_power,
         "energy_per_token": energy.e_run.divided_by(tokens, "J/token"),
+        "e_lost": energy.lost,
         "e_eval": energy.evaluation,
         "e_ept": energy.ept,
         "e_host": energy.host,

@@ -35,6 +35,7 @@ _ENERGY: Final = (
     Column("energy_per_token", "per\ntoken", fmt.energy),
 )
 _BESIDE: Final = (
+    Column("e_lost", "of E_run\nlost", fmt.energy),
     Column("e_eval", "eval", fmt.energy),
     Column("e_ept", "ept", fmt.energy),
     Column("e_host", "host", fmt.energy),
@@ -128,15 +129,15 @@ def phase_table(summary: Summary) -> Table:
     columns = _phase_columns([run.figures for run in summary.runs])
     return Table(
         "Energy by phase",
-        "The phases and idle add up to E_run; eval, ept, host (CPU, RAM) and unattributed "
-        "(sampled, used by no rank) stand beside it.",
+        "The phases and idle add up to E_run; lost is the part of it whose work a crash undid. "
+        "eval, ept, host (CPU, RAM) and unattributed (sampled, used by no rank) stand beside it.",
         ("run", *(column.heading for column in columns)),
         sections(summary, lambda figures: cells(figures, columns, absent="-")),
     )
 
 
 def _phase_columns(runs: Iterable[Figures]) -> list[Column]:
-    """A column for each phase that occurs and for each other energy that any run has."""
+    """A column for each phase that occurs and for each other energy, unless no run has any of it."""
     figures = list(runs)
     names = [name for run in figures for name in run if name.startswith(PHASE)]
     columns = [
@@ -144,7 +145,7 @@ def _phase_columns(runs: Iterable[Figures]) -> list[Column]:
         for phase in PHASES
         if PHASE + phase in names
     ]
-    beside = [c for c in _BESIDE if any(run[c.name].value is not None for run in figures)]
+    beside = [c for c in _BESIDE if any(run[c.name].value for run in figures)]
     return columns + beside
 
 

@@ -257,6 +257,60 @@ def test_evaluation_by_another_process_does_not_prolong_a_killed_phase(tmp_path:
     assert value(result.evaluation) == pytest.approx(300 * 80)
 
 
+def test_what_a_crash_undid_is_shown_as_lost(tmp_path: Path) -> None:
+    """Step 1 and its checkpoint are in the weights; steps 2 and 3 and what followed ran again."""
+    recorder = one_gpu(300, 300)
+    recorder.phase(0, "student_train", 10, 40)
+    recorder.step(0, 30, 1, 100)
+    recorder.phase(0, "checkpoint", 40, 45)
+    recorder.phase(0, "student_train", 50, 100)
+    recorder.step(0, 70, 2, 100)
+    recorder.phase(0, "checkpoint", 100, 104)  # of step 3, and torn
+    recorder.step(0, 90, 3, 100)
+    recorder.phase(0, "prerun", 200, 210, attempt=2)
+    recorder.phase(0, "student_train", 210, 250, attempt=2)
+    recorder.step(0, 225, 2, 100, attempt=2)
+    recorder.step(0, 240, 3, 100, attempt=2)
+    result = energy(tmp_path, recorder)
+    assert value(result.e_run) == pytest.approx(300 * (94 + 50))
+    assert value(result.lost) == pytest.approx(300 * (104 - 45))
+    assert result.lost.coverage == 1.0
+
+
+def test_a_killed_attempt_loses_the_step_that_it_was_in(tmp_path: Path) -> None:
+    recorder = one_gpu(300, 200)
+    recorder.phase(0, "student_train", 10, None)
+    recorder.step(0, 70, 1, 100)
+    recorder.phase(0, "student_train", 90, 190, attempt=2)
+    recorder.step(0, 150, 2, 100, attempt=2)
+    assert value(energy(tmp_path, recorder).lost) == pytest.approx(300 * 20)
+
+
+def test_an_attempt_without_a_step_in_the_weights_is_lost_whole(tmp_path: Path) -> None:
+    recorder = one_gpu(300, 200)
+    recorder.phase(0, "prerun", 10, 20)
+    recorder.phase(0, "student_train", 20, 50)
+    recorder.step(0, 45, 1, 100)
+    recorder.phase(0, "eval", 60, 70)
+    recorder.phase(0, "student_train", 90, 190, attempt=2)
+    recorder.step(0, 150, 1, 100, attempt=2)
+    assert value(energy(tmp_path, recorder).lost) == pytest.approx(300 * 40)
+
+
+def test_nothing_is_lost_where_an_attempt_saved_all_that_it_did(tmp_path: Path) -> None:
+    recorder = one_gpu(300, 300)
+    recorder.phase(0, "preprocess", 5, 9)
+    recorder.phase(0, "student_train", 10, 60, attempt=2)
+    recorder.step(0, 55, 1, 100, attempt=2)
+    recorder.phase(0, "checkpoint", 60, 65, attempt=2)
+    recorder.phase(0, "student_train", 200, 250, attempt=3)
+    recorder.step(0, 240, 2, 100, attempt=3)
+    recorder.phase(0, "checkpoint", 260, 270, attempt=4)  # an export by hand: no step
+    result = energy(tmp_path, recorder)
+    assert result.lost.value == 0
+    assert result.lost.coverage == 1.0
+
+
 def test_attempts_on_two_boots_have_clocks_of_their_own(tmp_path: Path) -> None:
     first = one_gpu(300, 100)
     first.phase(0, "student_train", 10, 90)
