@@ -73,8 +73,11 @@ def check_build_fits(recipe: Recipe) -> None:
         accepted &= {KINDS[objective.response.support]}
     if objective.feature is not None:
         accepted &= {"hidden"}
-    if objective.relation is not None:
-        accepted &= {"hidden", "embeddings"} if objective.relation.scope == "batch" else {"hidden"}
+    relation = objective.relation
+    if relation is not None:
+        # A sample is known by its tokens, which do not say where it carries loss.
+        pooled = relation.scope == "batch" and relation.pooling != "masked"
+        accepted &= {"hidden", "embeddings"} if pooled else {"hidden"}
     kind = teacher.cache.build.kind
     if kind not in accepted:
         what = ", ".join(sorted(accepted)) or "none: all families of the objective take kind hidden"

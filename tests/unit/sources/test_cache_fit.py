@@ -28,6 +28,7 @@ DENSE = {"alpha": 0.5, "response": {}}
 SAMPLED = {"alpha": 0.5, "response": {"support": "sampled"}}
 FEATURE = {"alpha": 0.5, "feature": {"pairs": [{"teacher_layer": 3, "student_layer": 0}]}}
 RELATION = {"alpha": 0.5, "relation": {"weight_distance": 1.0}}
+MASKED = {"alpha": 0.5, "relation": {"pooling": "masked", "weight_distance": 1.0}}
 TOKENS = {"alpha": 0.5, "relation": {"scope": "tokens", "weight_distance": 1.0}}
 KINDS: dict[str, dict[str, Any]] = {
     "topk": {"temperature": 1.0, "k": 8, "min_probability": 0.0, "probability_bits": 8},
@@ -165,6 +166,7 @@ def test_a_cache_of_something_else_is_refused(
         (TOP, "hidden", "accepted: topk"),
         (FEATURE, "embeddings", "accepted: hidden"),
         (RELATION, "topk", "accepted: embeddings, hidden"),
+        (MASKED, "embeddings", "accepted: hidden"),
         ({"response": TOP["response"], "relation": RELATION["relation"]}, "topk", "none: all fam"),
     ],
 )
