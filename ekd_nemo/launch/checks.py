@@ -26,6 +26,8 @@ from ekd_nemo.sources.shared_ids import check_shared_ids
 # A checkpoint holds the weights and Adam's two moments in fp32, 12 bytes a parameter, and bf16 weights in two more.
 # The newest is kept and the next is written before it goes. The export has 4 bytes a parameter.
 DISK_BYTES_PER_PARAMETER = 2 * 14 + 4
+# Frozen weights have no moments: two checkpoints and the export, in fp32 at most; adapters weigh little beside them.
+DISK_BYTES_PER_FROZEN = 2 * 4 + 4
 
 
 def check_settings(resolved: ResolvedRecipe) -> None:
@@ -65,7 +67,8 @@ def check_plan(plan: Plan, ask_hub: bool) -> None:
     check_token_ids(resolved)
     _check_cache(resolved)
     if student is not None:
-        _check_disk(plan.run.path.parent, student)
+        adapted = resolved.recipe.student.lora is not None
+        _check_disk(plan.run.path.parent, student.num_parameters(), adapted=adapted)
 
 
 def _check_cache(resolved: ResolvedRecipe) -> None:
@@ -210,11 +213,12 @@ def _check_length(resolved: ResolvedRecipe, model: Architecture, who: str) -> No
         )
 
 
-def _check_disk(runs: Path, student: Architecture) -> None:
+def _check_disk(runs: Path, parameters: int, *, adapted: bool) -> None:
     folder = runs
     while not folder.exists():
         folder = folder.parent
-    need, free = student.num_parameters() * DISK_BYTES_PER_PARAMETER, shutil.disk_usage(folder).free
+    need = parameters * (DISK_BYTES_PER_FROZEN if adapted else DISK_BYTES_PER_PARAMETER)
+    free = shutil.disk_usage(folder).free
     if free < need:
         raise UserError(
             f"{runs}: {free / 1e9:.1f} GB are free and checkpoints and export need about {need / 1e9:.1f} GB; "

@@ -173,6 +173,15 @@ def test_a_full_disk_is_said_beforehand(here: Path, monkeypatch: pytest.MonkeyPa
         check()
 
 
+def test_adapters_need_less_of_a_disk(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = read_architecture(Path("models/the teacher")).with_layers(2).num_parameters()
+    usage = Usage(10**9, 10**9, 20 * parameters)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(EkdError, match="checkpoints and export need about"):
+        check()
+    check("student.lora={rank: 4}")
+
+
 def test_hub_ids_and_folders(here: Path) -> None:
     assert models.is_hub_id("meta-llama/Llama-3.1-8B-Instruct")
     assert not models.is_hub_id("models/gone")
