@@ -24,6 +24,10 @@ RECOMPUTE: dict[Recompute, dict[str, Any]] = {
     },
 }
 
+# With CUDA: an MLP then keeps three tensors of its width for the backward pass, else five. NeMo sets it for
+# Llama as well (nemo/collections/llm/gpt/model/llama.py:77).
+FUSIONS: dict[str, Any] = {"bias_activation_fusion": True}
+
 
 @dataclass
 class DecoderConfig(GPTConfig):
@@ -108,5 +112,5 @@ def decoder_config(
         perform_initialization=trained,
         **RECOMPUTE[recompute],
         **transformer_kwargs(arch),
-        **transformer_overrides(),
+        **(FUSIONS | transformer_overrides()),
     )

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ekd_nemo.config.cluster import Cluster, Device
-from ekd_nemo.config.recipe import Precision
-from ekd_nemo.planner.assumptions import BYTES, Assumptions
+from ekd_nemo.planner.assumptions import Assumptions
+from ekd_nemo.planner.devices import device_memory
 from ekd_nemo.planner.flops import forward_flops, model_flops
-from ekd_nemo.planner.memory import GIB, Kind, Memory, student_memory, teacher_memory
+from ekd_nemo.planner.memory import GIB, Memory
 from ekd_nemo.planner.scenario import Scenario
 from ekd_nemo.planner.timing import GIGA, StepTime, Work, step_time
 from ekd_nemo.units import J_PER_KWH
@@ -101,7 +101,7 @@ def estimate(found: Scenario, cluster: Cluster, a: Assumptions, slower: float = 
     steps = found.recipe.train.steps
     return Estimate(
         scenario=found,
-        memory=_memory(found, cluster, a),
+        memory=device_memory(found, cluster, a),
         available_gib=device.memory_gib,
         time=time,
         flops_per_token=flops / found.tokens,
@@ -114,18 +114,12 @@ def estimate(found: Scenario, cluster: Cluster, a: Assumptions, slower: float = 
 def _with_teacher_head(found: Scenario) -> Work:
     """The student's work, and the teacher's head where the loss runs it: as a share of the student's head."""
     work = found.student
-    if not _dense(found):
+    if not found.dense:
         return work
     # A forward pass of a head that is wider by the ratio of the widths, beside three passes of the student's.
     passes = 3.0 if work.trained == "full" else 2.0
     more = found.teacher_width / work.arch.hidden_size / passes
     return replace(work, head_share=work.head_share * (1 + more))
-
-
-def _dense(found: Scenario) -> bool:
-    """Whether the loss takes the teacher's whole distribution, from its final hidden states and its head."""
-    response = found.recipe.objective.response
-    return response is not None and response.support == "dense" and found.teacher_width > 0
 
 
 def _waiting(
@@ -136,7 +130,7 @@ def _waiting(
     if teacher is None:
         return own
     alone = step_time(teacher, device, per_node, a).total
-    moved = found.outputs.bytes_a_token(found.teacher_width, _transport(found)) * found.tokens
+    moved = found.outputs.bytes_a_token(found.teacher_width, found.transport) * found.tokens
     inside = found.placement == "shared" and found.ranks <= per_node
     speed = (device.link_gb_s if inside else device.network_gb_s) * GIGA * a.link
     if found.placement == "shared":
@@ -146,14 +140,6 @@ def _waiting(
     received = moved / found.student.layout.ranks / speed
     behind = alone + moved / teacher.layout.ranks / speed
     return replace(own, teacher=max(received, behind - own.total))
-
-
-def _transport(found: Scenario) -> Precision:
-    teacher = found.recipe.teacher
-    assert teacher is not None
-    if teacher.split is not None:
-        return teacher.split.transport
-    return "fp32" if teacher.precision == "fp32" else "bf16"
 
 
 def _scaled(time: StepTime, factor: float) -> StepTime:
@@ -169,7 +155,7 @@ def _model_work(found: Scenario, device: Device) -> tuple[float, float]:
         flops += student.extra_forwards * (once.layers + once.attention)
     flops *= found.tokens
     seconds = flops / _peak(device, student)
-    if _dense(found):
+    if found.dense:
         head = (
             2.0 * found.teacher_width * student.arch.vocab_size * student.head_share * found.tokens
         )
@@ -186,61 +172,6 @@ def _peak(device: Device, work: Work) -> float:
     peak = peaks[work.precision]
     assert peak is not None
     return peak * 1e12
-
-
-def _memory(found: Scenario, cluster: Cluster, a: Assumptions) -> dict[str, Memory]:
-    recipe, device = found.recipe, cluster.nodes.device
-    kind: Kind = device.kind
-    reserve = int(a.reserve_gib * GIB) if kind == "gpu" else 0
-    dense = _dense(found)
-    width = found.teacher_width if dense else 0
-    student = student_memory(
-        found.student, recipe.student.lora, recipe.optimizer.distributed, kind, width
-    )
-    student = replace(student, buffers=_buffers(found, dense), reserve=reserve)
-    if found.teacher is None:
-        return {"student": student}
-    teacher = teacher_memory(found.teacher, kind)
-    if found.placement == "split":
-        split = recipe.teacher.split if recipe.teacher is not None else None
-        assert split is not None
-        shards = found.teacher.layout.data * found.teacher.layout.sequence_shards
-        waiting = (split.depth + 1) * _output_bytes(found) // shards
-        return {"student": student, "teacher": replace(teacher, buffers=waiting, reserve=reserve)}
-    assert recipe.teacher is not None
-    freed = student.activations + student.loss
-    weights = 0 if recipe.teacher.offload else teacher.teacher_weights
-    forward = teacher.teacher_forward + teacher.teacher_weights - weights
-    return {
-        "student": replace(
-            student, teacher_weights=weights, teacher_forward=max(0, forward - freed)
-        )
-    }
-
-
-def _output_bytes(found: Scenario) -> int:
-    """Of a global batch."""
-    if found.recipe.teacher is None or not found.teacher_width:
-        return 0
-    return int(found.outputs.bytes_a_token(found.teacher_width, _transport(found)) * found.tokens)
-
-
-def _buffers(found: Scenario, dense: bool) -> int:
-    """Teacher outputs of a student's rank for a step, and the teacher's head rows where its layout is another."""
-    if not found.teacher_width:
-        return 0
-    layout = found.student.layout
-    total = _output_bytes(found) // layout.data // layout.sequence_shards
-    teacher = found.teacher or found.maker
-    assert teacher is not None
-    if dense and teacher.layout != layout:
-        total += (
-            teacher.arch.vocab_size
-            * teacher.arch.hidden_size
-            * BYTES[teacher.precision]
-            // layout.tensor
-        )
-    return total
 
 
 def _step_energy_j(
@@ -283,7 +214,7 @@ def _cache_bytes(found: Scenario) -> float:
     assert teacher.cache is not None
     build = teacher.cache.build
     if build is None:
-        return float(_output_bytes(found))
+        return float(found.output_bytes)
     if build.kind == "embeddings":
         return float(found.student.samples * found.teacher_width * 4)
     if build.kind != "hidden":

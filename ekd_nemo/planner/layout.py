@@ -1,6 +1,6 @@
 """How a model is cut over ranks, and what one rank holds of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ekd_nemo.config.architecture import Architecture, padded_vocab
 from ekd_nemo.config.recipe import Parallel
@@ -44,17 +44,32 @@ class Layout:
         """All of them."""
         return self.tensor * self.pipeline * self.context * self.data
 
+    def stage_of(self, rank: int) -> int:
+        """The stage of a rank: Megatron's default order has tensor ranks innermost and stages outermost."""
+        return rank // (self.tensor * self.context * self.data)
+
+    def stands_as(self, other: "Layout") -> bool:
+        """Whether the same ranks hold the same parts, interleaving apart."""
+        return replace(self, virtual=1) == replace(other, virtual=1)
+
     @property
     def sequence_shards(self) -> int:
         """Ranks that share what lies between the matrices: norms, residuals, final hidden states."""
         return self.tensor if self.sequence_parallel else 1
 
 
-def stage_parameters(arch: Architecture, layout: Layout, stage: int) -> int:
+def stage_of_layer(layer: int, num_layers: int, layout: Layout) -> int:
+    """The pipeline stage of a layer, both from 0; interleaved chunks are dealt to the stages in turn."""
+    chunk = layer // (num_layers // (layout.pipeline * layout.virtual))
+    return chunk % layout.pipeline
+
+
+def stage_parameters(arch: Architecture, layout: Layout, stage: int, *, head: bool = True) -> int:
     """Parameters that one rank of a pipeline stage holds, vocabulary padding included.
 
     Matrices and their biases are cut over the tensor ranks, norms are not. With tied embeddings the
-    last stage holds a copy of the embedding where it is not the first as well.
+    last stage holds a copy of the embedding where it is not the first as well; without `head` it holds
+    no output layer.
     """
     query, key_value = arch.num_heads * arch.head_dim, arch.num_kv_groups * arch.head_dim
     matrices = arch.hidden_size * (2 * query + 2 * key_value + 3 * arch.ffn_size)
@@ -66,7 +81,7 @@ def stage_parameters(arch: Architecture, layout: Layout, stage: int) -> int:
     total += vocabulary if first else 0
     if last:
         total += arch.hidden_size  # the final norm
-        total += 0 if arch.tied_embeddings and first else vocabulary
+        total += vocabulary if head and not (arch.tied_embeddings and first) else 0
     return total
 
 

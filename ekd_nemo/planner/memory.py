@@ -1,18 +1,15 @@
-"""Bytes that one device holds, by part, on the pipeline stage that holds most."""
+"""Bytes that one device holds, by part."""
 
 from dataclasses import dataclass, fields
-from typing import Final, Literal
+from typing import Final
 
-from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Lora, Precision
 from ekd_nemo.planner.assumptions import BYTES
-from ekd_nemo.planner.layout import Layout, lora_parameters, stage_parameters
+from ekd_nemo.planner.layout import Layout, lora_parameters, stage_of_layer, stage_parameters
+from ekd_nemo.planner.moments import Kind, Losses, fullest_moment
 from ekd_nemo.planner.timing import Work
 
 GIB: Final = 2**30
-Kind = Literal["gpu", "cpu"]
-# The bound on one chunk's logits, losses.response.DEFAULT_MEMORY_BYTES.
-LOSS_CHUNK_BYTES: Final = 96 << 20
 
 
 @dataclass(frozen=True)
@@ -24,10 +21,10 @@ class Memory:
         teacher_weights: of a teacher on this device.
         gradients: the buffer that Megatron reduces.
         optimizer: master weights and Adam's moments.
-        activations: what the student's backward pass needs, at the peak of the schedule.
-        loss: one chunk of logits, the stashed gradients of head and hidden states, gathered hidden states.
+        activations: what the student's backward pass needs, at the fullest moment of a step.
+        loss: what the loss holds at that moment: a chunk of logits, the gradients of head and hidden states.
         teacher_forward: what the teacher's forward pass needs beyond activations and loss, which are not there then.
-        buffers: teacher outputs that wait for the student.
+        buffers: teacher outputs that wait for the student, and the teacher's head where it is not its own part's.
         reserve: driver, communicators, workspaces, fragments.
     """
 
@@ -52,54 +49,77 @@ class Outputs:
     """What a step needs of the teacher.
 
     Attributes:
-        states: hidden states a token, of the teacher's width: the final ones and those of chosen layers.
+        final: whether the final hidden states are asked for.
+        pairs: (teacher layer, student layer) whose states are compared, both from 0.
         sparse: bytes a token of top-k or sampled targets.
     """
 
-    states: int = 0
+    final: bool = False
+    pairs: tuple[tuple[int, int], ...] = ()
     sparse: float = 0.0
+
+    @property
+    def states(self) -> int:
+        """Hidden states a token, of the teacher's width."""
+        return int(self.final) + len({teacher for teacher, _ in self.pairs})
 
     def bytes_a_token(self, width: int, precision: Precision) -> float:
         """Bytes of a token's outputs at the teacher's width."""
         return self.states * width * {"fp32": 4, "bf16": 2, "fp8": 1}[precision] + self.sparse
 
+    def pairs_at(self, stage: int, layout: Layout, num_layers: int) -> int:
+        """Pairs whose student layer is on a stage of the student."""
+        return sum(stage_of_layer(own, num_layers, layout) == stage for _, own in self.pairs)
+
+    def wanted_at(self, stage: int, layout: Layout, num_layers: int) -> int:
+        """Hidden states a token that a stage of the student takes."""
+        last = stage == layout.pipeline - 1
+        here = {
+            teacher
+            for teacher, own in self.pairs
+            if stage_of_layer(own, num_layers, layout) == stage
+        }
+        return int(self.final and last) + len(here)
+
+    def made_at(self, stage: int, layout: Layout, num_layers: int) -> int:
+        """Hidden states a token that a stage of the teacher gives."""
+        last = stage == layout.pipeline - 1
+        layers = {teacher for teacher, _ in self.pairs}
+        here = sum(stage_of_layer(layer, num_layers, layout) == stage for layer in layers)
+        return int(self.final and last) + here
+
 
 def student_memory(
-    work: Work, lora: Lora | None, distributed: bool, kind: Kind, teacher_width: int = 0
+    work: Work, lora: Lora | None, distributed: bool, kind: Kind, stage: int, losses: Losses
 ) -> Memory:
-    """Bytes of the student on the stage that holds most.
+    """Bytes of the student on a rank of a pipeline stage.
 
     Args:
         work: the student.
         lora: adapters, if they are what is trained.
         distributed: whether the optimiser is sharded over the data-parallel ranks.
         kind: decides the layers: Transformer Engine's on GPUs, Megatron's local ones on CPUs.
-        teacher_width: of the teacher's hidden states that the loss takes; 0 without.
+        stage: from 0.
+        losses: what the losses of the stage need.
     """
-    stages = [
-        _student_stage(work, lora, distributed, kind, teacher_width, stage)
-        for stage in range(work.layout.pipeline)
-    ]
-    return max(stages, key=lambda memory: memory.total)
-
-
-def _student_stage(
-    work: Work, lora: Lora | None, distributed: bool, kind: Kind, teacher_width: int, stage: int
-) -> Memory:
     arch, layout = work.arch, work.layout
     held = stage_parameters(arch, layout, stage)
     adapters = 0 if lora is None else lora_parameters(arch, layout, lora.rank, lora.target_modules)
-    trained = held if lora is None else adapters
+    # Every tensor rank holds the feature loss's maps whole (parallel/taps.py).
+    features = losses.features
+    maps = features.pairs * arch.hidden_size * losses.teacher_width if features.projected else 0
+    trained = maps + (held if lora is None else adapters)
     # fp32 parameters are their own master; else Megatron keeps one in fp32 beside Adam's two moments.
     state = 8 if work.precision == "fp32" else 12
     shards = layout.data * layout.context if distributed else 1
-    last = stage == layout.pipeline - 1
+    moment = fullest_moment(work, kind, stage, losses)
     return Memory(
-        student_weights=weight_bytes(held + adapters, work.precision, trained=True),
+        student_weights=weight_bytes(held + adapters, work.precision, trained=True)
+        + maps * BYTES[work.precision],
         gradients=4 * trained,
-        optimizer=state * trained // shards,
-        activations=activation_bytes(work, kind, stage),
-        loss=_loss_bytes(work, teacher_width) if last and work.head_share else 0,
+        optimizer=state * trained // shards + int(moment.optimizer),
+        activations=int(moment.activations),
+        loss=int(moment.loss),
     )
 
 
@@ -113,68 +133,25 @@ def weight_bytes(parameters: int, precision: Precision, *, trained: bool) -> int
     return parameters * (BYTES[precision] + copies)
 
 
-def activation_bytes(work: Work, kind: Kind, stage: int = 0) -> int:
-    """What the backward pass needs on one rank of a stage, at the peak of Megatron's schedule (1F1B).
+def teacher_memory(work: Work, kind: Kind, stage: int, *, head: bool) -> Memory:
+    """Bytes of a frozen model on a rank of a stage: weights, and the live tensors of one microbatch.
 
-    Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4, for grouped queries, a gated
-    activation and attention that keeps no scores.
+    Args:
+        work: the teacher.
+        kind: decides the layers.
+        stage: from 0.
+        head: whether it has the output layer: only where it stands as the student does (models/frozen.py).
     """
-    layout, size = work.layout, BYTES[work.precision]
-    layers = work.arch.num_layers / layout.pipeline
-    # 1F1B keeps as many microbatches as there are stages from here on; interleaving keeps some more.
-    ahead = layout.pipeline - stage
-    if layout.virtual > 1:
-        ahead += (layout.pipeline - 1) / layout.virtual
-    kept = min(ahead, work.microbatches)
-    full = layer_elements(work.arch, layout, kind, work.recompute == "selective")
-    tokens = work.tokens
-    outer = work.arch.hidden_size / layout.sequence_shards  # a layer's input
-    every_layer = kept * layers
-    total = every_layer * outer + full if work.recompute == "full" else every_layer * full
-    if stage == layout.pipeline - 1:  # the final norm: its input, what it keeps, and its output
-        total += (3 if kind == "cpu" else 2) * outer
-    return int(total * tokens * size)
-
-
-def layer_elements(
-    arch: Architecture, layout: Layout, kind: Kind, selective: bool = False
-) -> float:
-    """Elements a token that one layer keeps for its backward pass, on one rank."""
-    query, key_value = arch.num_heads * arch.head_dim, arch.num_kv_groups * arch.head_dim
-    if kind == "cpu":
-        # Each norm: its input, the normed input, its output. Attention: query, key and value repeated to all heads, its
-        # output before and after the transposition. Gate and value, the activated gate, their product.
-        outside = 6 * arch.hidden_size
-        repeated = (
-            4 * query if arch.num_heads > arch.num_kv_groups else 2 * query + query + 2 * key_value
-        )
-        inside = repeated + query + 4 * arch.ffn_size
-    else:
-        # Each norm: its input and its output. The joint projection, query and key after rotation, attention's output.
-        outside = 4 * arch.hidden_size
-        attention = (query + 2 * key_value) + (query + key_value) + query
-        inside = attention + 3 * arch.ffn_size
-    if selective:
-        inside -= query  # attention is made again from its inputs
-    return outside / layout.sequence_shards + inside / layout.tensor
-
-
-def _loss_bytes(work: Work, teacher_width: int) -> int:
-    """Chunk of logits, gradient of the head in fp32, gradient of the hidden states, hidden states gathered."""
-    arch, layout, size = work.arch, work.layout, BYTES[work.precision]
-    head = arch.vocab_size * arch.hidden_size // layout.tensor * 4
-    gathered = arch.hidden_size + teacher_width if layout.sequence_parallel else 0
-    return LOSS_CHUNK_BYTES + head + work.tokens * size * (arch.hidden_size + gathered)
-
-
-def teacher_memory(work: Work, kind: Kind) -> Memory:
-    """Bytes of a frozen model on the stage that holds most: weights, and the live tensors of one microbatch."""
     layout, arch = work.layout, work.arch
-    held = max(stage_parameters(arch, layout, stage) for stage in range(layout.pipeline))
+    held = stage_parameters(arch, layout, stage, head=head)
     query, key_value = arch.num_heads * arch.head_dim, arch.num_kv_groups * arch.head_dim
-    # The residual, a norm's output gathered for the product, and the widest pair of tensors that live together.
-    width = max(query + 2 * key_value + 2 * query, 3 * arch.ffn_size) / layout.tensor
-    live = 2 * arch.hidden_size / layout.sequence_shards + arch.hidden_size + width
+    # In the MLP gate and value in one, the activated gate, the value again and the product; in attention the joint
+    # projection, turned query and key, key and value for all heads, and the output.
+    width = max(5 * arch.ffn_size, 5 * query + 3 * key_value) / layout.tensor
+    # The residual and the norm's output; gathered for the matrices where the sequence is shared out.
+    live = 2 * arch.hidden_size / layout.sequence_shards + width
+    live += arch.hidden_size if layout.sequence_parallel else 0
+    live += work.sequence if kind == "cpu" else 0  # the mask as numbers
     return Memory(
         teacher_weights=weight_bytes(held, work.precision, trained=False),
         teacher_forward=int(live * work.tokens * BYTES[work.precision]),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
 from ekd_nemo.config.cluster import Cluster
@@ -17,6 +18,7 @@ from ekd_nemo.planner.memory import Outputs
 from ekd_nemo.planner.timing import Work
 
 Place = Callable[[str], str]
+DEFAULT_PAIRS: Final = 4  # models.terms.DEFAULT_PAIRS
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,28 @@ class Scenario:
         return (
             "none" if teacher is None or not self.recipe.objective.families else teacher.placement
         )
+
+    @property
+    def dense(self) -> bool:
+        """Whether the loss takes the teacher's whole distribution, from its final hidden states and its head."""
+        response = self.recipe.objective.response
+        return response is not None and response.support == "dense" and self.teacher_width > 0
+
+    @property
+    def transport(self) -> Precision:
+        """How the teacher's outputs travel."""
+        teacher = self.recipe.teacher
+        assert teacher is not None
+        if teacher.split is not None:
+            return teacher.split.transport
+        return "fp32" if teacher.precision == "fp32" else "bf16"
+
+    @property
+    def output_bytes(self) -> int:
+        """Of the teacher's outputs for a global batch, as they travel."""
+        if self.recipe.teacher is None or not self.teacher_width:
+            return 0
+        return int(self.outputs.bytes_a_token(self.teacher_width, self.transport) * self.tokens)
 
     @property
     def tokens(self) -> int:
@@ -111,7 +135,7 @@ def scenario(
     check_precisions(recipe, cluster, place)
     student = _student(recipe, found, ranks - split, ranks, a, place)
     _check_sides(student, "student", place)
-    outputs = _outputs(recipe)
+    outputs = _outputs(recipe, found)
     if taught is None or found.teacher is None:
         return Scenario(recipe, student, None, None, outputs, 0)
     parallel = taught.parallel or recipe.student.parallel
@@ -223,12 +247,29 @@ def _check_sides(work: Work, who: str, place: Place) -> None:
         raise LayoutError(f"{place(f'{who}.precision')}: {who}.precision: {reason}")
 
 
-def _outputs(recipe: Recipe) -> Outputs:
+def _outputs(recipe: Recipe, found: Models) -> Outputs:
     objective = recipe.objective
     response, feature, relation = objective.response, objective.feature, objective.relation
     dense = response is not None and response.support == "dense"
     per_sequence = relation is not None and relation.scope == "tokens"
-    layers = 0 if feature is None else len(feature.pairs or (1,))
-    # Sparse targets: an id in four bytes and a probability in four.
-    sparse = 8.0 * response.k if response is not None and not dense else 0.0
-    return Outputs(states=int(dense or per_sequence) + layers, sparse=sparse)
+    pairs: tuple[tuple[int, int], ...] = ()
+    if feature is not None and feature.pairs is not None:
+        pairs = tuple((pair.teacher_layer, pair.student_layer) for pair in feature.pairs)
+    elif feature is not None and found.teacher is not None:
+        pairs = default_pairs(found.teacher.num_layers, found.student.num_layers)
+    # Targets as the loss takes them: an id in eight bytes, its probability in four, and a draw's weight in four.
+    each = 16.0 if response is not None and response.support == "sampled" else 12.0
+    sparse = each * response.k if response is not None and not dense else 0.0
+    return Outputs(final=dense or per_sequence, pairs=pairs, sparse=sparse)
+
+
+def default_pairs(num_teacher: int, num_student: int) -> tuple[tuple[int, int], ...]:
+    """(teacher layer, student layer) of the default layer map, from 0: losses.layer_map and models.terms."""
+    number = min(DEFAULT_PAIRS, num_student)
+    own = [_round(place * num_student, number) for place in range(1, number + 1)]
+    return tuple((max(1, _round(layer * num_teacher, num_student)) - 1, layer - 1) for layer in own)
+
+
+def _round(numerator: int, denominator: int) -> int:
+    """Round a positive fraction, halves up."""
+    return (2 * numerator + denominator) // (2 * denominator)

@@ -74,8 +74,10 @@ def test_placements_differ_by_their_cause() -> None:
     assert cached is not None
     assert split is not None
     # The shared teacher's eighth of 70B parameters is the difference of a student's memory, but for the buffers.
+    # Its head is not in its eighth: the rows stand as the student's vocabulary is cut (models/frozen.py).
     weights = shared.memory["student"].teacher_weights
-    assert weights == pytest.approx(LLAMA_70B.num_parameters() * 2 / 8, rel=0.01)
+    body = LLAMA_70B.num_parameters() - LLAMA_70B.vocab_size * LLAMA_70B.hidden_size
+    assert weights == pytest.approx(body * 2 / 8, rel=0.01)
     assert set(split.memory) == {"student", "teacher"}
     # A split teacher works on half of the devices, and while the student does.
     assert 0 < split.time.teacher < 2 * shared.time.teacher
