@@ -2,11 +2,19 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ekd_nemo.errors import LayoutError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ekd_nemo.config.cluster import Cluster, LoadedCluster
+    from ekd_nemo.planner.alternatives import Alternative
+    from ekd_nemo.planner.assumptions import Assumptions
+    from ekd_nemo.planner.calibration import Calibration
 
 
 class PlanFormat(StrEnum):
@@ -45,47 +53,59 @@ def plan(
     ] = None,
 ) -> None:
     """Forecast memory, time, energy and alternatives of a recipe on a cluster; nothing is run."""
-    import json
-
     from ekd_nemo.config.cluster import load_cluster
     from ekd_nemo.config.resolve import resolve_recipe
     from ekd_nemo.planner.alternatives import Machine, alternatives
     from ekd_nemo.planner.assumptions import Assumptions
     from ekd_nemo.planner.calibration import calibrate as measure
-    from ekd_nemo.planner.render import misfit, plan_data, plan_text
+    from ekd_nemo.planner.render import misfit
     from ekd_nemo.planner.scenario import models
 
     resolved, loaded = resolve_recipe(name, overrides or ()), load_cluster(cluster)
-    machine, recipe = loaded.cluster, resolved.recipe
+    on, recipe = loaded.cluster, resolved.recipe
+    ranks = _ranks(loaded, nodes)
+    assumed = Assumptions(segment_tokens=segment_tokens)
+    calibration = measure(calibrate or (), on, assumed)
+    pair = models(recipe, _sequence(recipe.data.path, recipe.data.build), resolved.place)
+    machine = Machine(on, ranks, assumed, calibration.factor, resolved.place)
+    rows = alternatives(recipe, pair, machine)
+    typer.echo(_written(output, on, rows, assumed, calibration))
+    own = rows[0]
+    if own.found is None:
+        raise LayoutError(own.reason)
+    if why := misfit(own.found):
+        raise LayoutError(f"{resolved.source}: {own.label} does not fit cluster {on.name}: {why}")
+
+
+def _ranks(loaded: "LoadedCluster", nodes: int | None) -> int:
+    """Devices that are taken.
+
+    Raises: UserError if the cluster has fewer nodes.
+    """
+    machine = loaded.cluster
     taken = machine.nodes.count if nodes is None else nodes
     if taken > machine.nodes.count:
         raise UserError(
             f"{loaded.place('nodes.count')}: --nodes {taken}: cluster {machine.name} has {machine.nodes.count}"
         )
-    assumed = Assumptions(segment_tokens=segment_tokens)
-    calibration = measure(calibrate or (), machine, assumed)
-    rows = alternatives(
-        recipe,
-        models(recipe, _sequence(recipe.data.path, recipe.data.build), resolved.place),
-        Machine(
-            machine,
-            taken * machine.nodes.devices_per_node,
-            assumed,
-            calibration.factor,
-            resolved.place,
-        ),
-    )
+    return taken * machine.nodes.devices_per_node
+
+
+def _written(
+    output: PlanFormat,
+    cluster: "Cluster",
+    rows: "Sequence[Alternative]",
+    a: "Assumptions",
+    calibration: "Calibration",
+) -> str:
+    """The plan as a table or as JSON."""
+    import json
+
+    from ekd_nemo.planner.render import plan_data, plan_text
+
     if output is PlanFormat.JSON:
-        typer.echo(json.dumps(plan_data(machine, rows, assumed, calibration), indent=2))
-    else:
-        typer.echo(plan_text(machine, rows, assumed, calibration))
-    own = rows[0]
-    if own.found is None:
-        raise LayoutError(own.reason)
-    if why := misfit(own.found):
-        raise LayoutError(
-            f"{resolved.source}: {own.label} does not fit cluster {machine.name}: {why}"
-        )
+        return json.dumps(plan_data(cluster, rows, a, calibration), indent=2)
+    return plan_text(cluster, rows, a, calibration)
 
 
 def _sequence(path: str, build: object) -> int:
