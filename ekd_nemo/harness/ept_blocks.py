@@ -82,12 +82,6 @@ def measure(
     prefill = decode = None
     if settings.apart and fixed:
         prefill, decode = _apart(engine, batches, point, settings, block)
-    flags = {
-        "not_steady": fixed and not steady,
-        "empty_prompts": work.num_empty > 0 and not fixed,
-        "prompts_cut": work.num_cut > 0,
-        "partial_batch": len(batches[-1]) < point.batch_size,
-    }
     return EptMeasured(
         job=job,
         point=point,
@@ -106,8 +100,20 @@ def measure(
             "empty_prompts": work.num_empty,
             "prompts_cut": work.num_cut,
         },
-        flags=tuple(name for name, true in flags.items() if true),
+        flags=_flags(work, point, partial=len(batches[-1]) < point.batch_size, steady=steady),
     )
+
+
+def _flags(work: Workload, point: EptPoint, *, partial: bool, steady: bool) -> tuple[str, ...]:
+    """What a reader of the point has to know."""
+    fixed = point.mode == "fixed"
+    flags = {
+        "not_steady": fixed and not steady,
+        "empty_prompts": work.num_empty > 0 and not fixed,
+        "prompts_cut": work.num_cut > 0,
+        "partial_batch": partial,
+    }
+    return tuple(name for name, true in flags.items() if true)
 
 
 def _batches(rows: Rows, size: int) -> Iterator[Rows]:

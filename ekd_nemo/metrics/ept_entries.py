@@ -64,23 +64,10 @@ def entry_of(
     }
     return ept_entry(
         repeats=repeats,
-        workload=EptWorkload(
-            prompts=prompts,
-            prompts_sha256=found.prompts_sha256,
-            mode=found.point.mode,
-            input_tokens=found.point.input_tokens,
-            new_tokens=found.point.new_tokens,
-            requests=settings.requests,
-            seed=settings.seed,
-        ),
+        workload=_workload(found, prompts, settings),
         role=role,
         model=model,
-        engine=EptEngine(
-            name=found.engine,
-            version=found.engine_version,
-            dtype=found.dtype,
-            tensor=max(1, sum(uuid.startswith("GPU-") for uuid in found.uuids)),
-        ),
+        engine=_engine(found),
         devices=tuple(_device(uuid, named) for uuid in found.uuids),
         batch_size=found.point.batch_size,
         source=weakest(energy.source for energy in energies) or _source(found, named),
@@ -89,6 +76,27 @@ def entry_of(
         settings=details,
         flags=tuple(sorted({*found.flags, *short, *per_token.flags})),
         **parts,
+    )
+
+
+def _workload(found: EptMeasured, prompts: str, settings: EptSettings) -> EptWorkload:
+    return EptWorkload(
+        prompts=prompts,
+        prompts_sha256=found.prompts_sha256,
+        mode=found.point.mode,
+        input_tokens=found.point.input_tokens,
+        new_tokens=found.point.new_tokens,
+        requests=settings.requests,
+        seed=settings.seed,
+    )
+
+
+def _engine(found: EptMeasured) -> EptEngine:
+    return EptEngine(
+        name=found.engine,
+        version=found.engine_version,
+        dtype=found.dtype,
+        tensor=max(1, sum(uuid.startswith("GPU-") for uuid in found.uuids)),
     )
 
 
