@@ -40,5 +40,15 @@ def guarded(what: str, action: Callable[[], T]) -> T:
         raise
     except Exception as error:
         _LOG.exception(what)
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"{what}: {type(error).__name__}: {reason}") from error
+        raise RunError(f"{what}: {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """Kind and message on one line, with the first cause: a library's own exception may hide that the disk is full."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    reason = " ".join(str(error).split())[:300]
+    cause = " ".join(str(first).split())[:200]
+    because = f" ({type(first).__name__}: {cause})" if cause not in reason else ""
+    return f"{type(error).__name__}: {reason}{because}"

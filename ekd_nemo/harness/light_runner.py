@@ -57,17 +57,27 @@ def run_task(request: dict[str, Any], job: dict[str, Any], task: str, emit: Emit
         device = evaluate(request, job["model"], task, out)
     except Exception as error:
         traceback.print_exc()
-        reason = " ".join(str(error).split())[:300]
-        unknown = reason.startswith("Cannot find task")
-        told = (
-            f"unknown task '{task}'"
+        unknown = str(error).startswith("Cannot find task")
+        message = (
+            f"unknown task '{task}'; lighteval knows its own, ekd's, and those of --custom-tasks"
             if unknown
-            else f"{task} on {job['model']}: {type(error).__name__}: {reason}"
+            else f"{task} on {job['model']}: {told(error)}"
         )
-        emit(event="error", message=told, exit_code=EXIT_USER if unknown else EXIT_FAILURE)
+        emit(event="error", message=message, exit_code=EXIT_USER if unknown else EXIT_FAILURE)
         return EXIT_USER if unknown else EXIT_FAILURE
     emit(event="done", job=job["name"], task=task, out=str(out), device=device)
     return 0
+
+
+def told(error: BaseException) -> str:
+    """As in `ekd_nemo.harness.events`: kind and message on one line, with the first cause."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    reason = " ".join(str(error).split())[:300]
+    cause = " ".join(str(first).split())[:200]
+    because = f" ({type(first).__name__}: {cause})" if cause not in reason else ""
+    return f"{type(error).__name__}: {reason}{because}"
 
 
 def evaluate(request: dict[str, Any], model: str, task: str, out: Path) -> str:

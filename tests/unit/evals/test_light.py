@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,7 +125,8 @@ def test_the_runner_leaves_results_and_items_where_they_are_looked_for(
         }
         for n in range(2)
     ]
-    pq.write_table(pa.Table.from_pylist(rows), details / f"details_{TASK}|0_{DATE}.parquet")
+    table: Any = pa.Table.from_pylist(rows)
+    pq.write_table(table, details / f"details_{TASK}|0_{DATE}.parquet")
     runner.gather(tmp_path)
     assert sorted(path.name for path in (tmp_path / "lighteval").iterdir()) == [
         f"results_{DATE}.json",
@@ -146,3 +148,37 @@ def test_nothing_is_downloaded_to_be_unpickled(
     runner.block_downloads()
     assert sys.modules[runner.BLOCKED].TASKS_TABLE == []
     monkeypatch.delitem(sys.modules, runner.BLOCKED)
+
+
+@pytest.mark.parametrize(
+    ("raised", "message", "code"),
+    [
+        (ValueError("Cannot find task x in the registry"), "unknown task 'x'; lighteval knows", 2),
+        (RuntimeError("no\nmemory"), "x on m: RuntimeError: no memory", 1),
+    ],
+)
+def test_what_lighteval_raises_becomes_one_line(
+    tmp_path: Path,
+    runner: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: Exception,
+    message: str,
+    code: int,
+) -> None:
+    def evaluate(*_asked: object) -> str:
+        raise raised from OSError("the disk is full")
+
+    told: list[dict[str, object]] = []
+
+    def emit(**event: object) -> None:
+        told.append(event)
+
+    monkeypatch.setattr(runner, "evaluate", evaluate)
+    job = {"name": "model", "model": "m", "out": str(tmp_path)}
+    assert runner.run_task({}, job, "x", emit) == code
+    assert [event["event"] for event in told] == ["task", "error"]
+    assert str(told[1]["message"]).startswith(message)
+    assert told[1]["exit_code"] == code
+    assert "\n" not in str(told[1]["message"])
+    if code == 1:
+        assert str(told[1]["message"]).endswith("(OSError: the disk is full)")
