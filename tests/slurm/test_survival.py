@@ -14,7 +14,7 @@ from ekd_nemo.records.rundir import RunDir
 from tests.e2e.training import curve, lines
 from tests.slurm.conftest import Project, show_job, until, until_over
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def rank_pids(run: Path, job_id: str) -> list[int]:
@@ -54,7 +54,7 @@ def test_a_job_at_its_time_limit_goes_on_to_the_same_curve(project: Project, who
     until(lambda: show_job(job_id)["Restarts"] == "1", 60, lambda: project.said(run))
     # The limit is below the grace now: every later attempt would be signalled as it starts.
     subprocess.run(["scontrol", "update", f"JobId={job_id}", "TimeLimit=30"], check=True)
-    states = until_over(project, run, 200)
+    states = until_over(project, run, 500)
     assert set(states.values()) == {"COMPLETED"}, project.said(run)
 
     found = lines(run)
