@@ -5,7 +5,8 @@
     python -m tools.study full --dry-run
 
 Runs lie in runs/study/PLAN; the records of what is finished are written to tools/study/records, the table to
-tools/study/RESULTS.md. Needs the teacher (`python tools/make_teacher.py`) and a CPU; no GPU, account or hub.
+tools/study/RESULTS.md and the page of figures to tools/study/report-PLAN.html. Needs the teacher
+(`python tools/make_teacher.py`) and a CPU; no GPU, account or hub.
 """
 
 import argparse
@@ -71,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     write_records(options.plan, study)
     write_table()
     say(f"study: {options.plan}: records and tools/study/RESULTS.md are written")
-    return code
+    page = study.report(Path(f"tools/study/report-{options.plan}.html"))
+    return code if page.done else Stop().run(page.argv) or code
 
 
 def _work(study: Study, options: argparse.Namespace) -> int:

@@ -81,6 +81,11 @@ class Study:
         if self.plan.ept is not None:
             yield Command(BENCHMARK, self._benchmark(folder), _is_benchmarked(folder))
 
+    def report(self, out: Path) -> Command:
+        """The page of figures of what is finished; nothing to do where nothing is."""
+        argv = (*EKD, "report", "build", str(self.runs), "--out", str(out))
+        return Command("report", argv, not any(self.runs.glob("*/hf/config.json")))
+
     def _launch(self, run: Run) -> tuple[str, ...]:
         settings = [*self.plan.set, f"seed={run.seed}", "evaluation.lm=null"]
         if self.plan.cache and run.label != BASELINE and not run.label.endswith(LIVE):

@@ -72,6 +72,23 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
     assert not any(done.values())
 
 
+def test_there_is_a_page_of_figures_once_a_training_is_finished(tmp_path: Path) -> None:
+    whole = study("short", tmp_path)
+    assert whole.report(tmp_path / "page.html").done
+    model = tmp_path / "short" / "sft-s1" / "hf" / "config.json"
+    model.parent.mkdir(parents=True)
+    model.write_text("{}")
+    page = whole.report(tmp_path / "page.html")
+    assert not page.done
+    assert page.argv[-5:] == (
+        "report",
+        "build",
+        str(tmp_path / "short"),
+        "--out",
+        str(tmp_path / "page.html"),
+    )
+
+
 def test_seeds_are_the_outer_loop(tmp_path: Path) -> None:
     methods, plan = read_plan("full")
     runs = runs_of(methods, plan)
