@@ -1,7 +1,8 @@
-"""The named suites on local task files of the shapes that lm-eval's own have; word problems; what needs a hub."""
+"""The named suites on local task files of the shapes that lm-eval's own have; word problems; no hub, no space."""
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +81,24 @@ def write_tasks(folder: Path) -> Path:
     return folder
 
 
-def eval_lm(cwd: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+def eval_lm(
+    cwd: Path, *words: str | Path, most_bytes: int | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """`most_bytes`: no file may become larger, in place of a disk that is full."""
+
+    def limit() -> None:
+        if most_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
     argv = [sys.executable, "-m", "ekd_nemo", "eval", "lm", *map(str, words), "--device", "cpu"]
     return subprocess.run(
-        argv, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, check=False
+        argv,
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
     )
 
 
@@ -154,11 +169,24 @@ def test_data_on_a_hub_that_cannot_be_reached_are_one_line(tmp_path: Path, tiny:
     )
     (tmp_path / "cache").mkdir()
     words = ("--tasks", "far", "--include-path", tmp_path, "--limit", "1", "--out", "out")
-    argv = [sys.executable, "-m", "ekd_nemo", "eval", "lm", str(tiny), *map(str, words)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    done = eval_lm(tmp_path, tiny, *words, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: far: its data are on a hub that cannot be reached")
     assert "--include-path" in line
     assert read_eval_dir(tmp_path / "out") == []
+
+
+def test_no_space_is_one_line_and_the_earlier_result_stays(tmp_path: Path, tiny: Path) -> None:
+    words = (tiny, "--tasks", "python_docs_last_word", "--out", "out")
+    assert eval_lm(tmp_path, *words, "--limit", "2").returncode == 0
+    before = read_eval_dir(tmp_path / "out")
+    (data,) = (tmp_path / "assets").rglob("python_docs_last_word.jsonl")
+    # The items fit, their log does not: it holds them, their prompts and their answers.
+    done = eval_lm(tmp_path, *words, most_bytes=int(1.5 * data.stat().st_size))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: python_docs_last_word")
+    assert "MiB free" in line or "File too large" in line
+    assert read_eval_dir(tmp_path / "out") == before
+    assert list((tmp_path / "out").glob(".lm-*")) == []
