@@ -17,10 +17,12 @@ from ekd_nemo.planner.timing import Work
 Kind = Literal["gpu", "cpu"]
 # The bound on one chunk's logits, losses.response.DEFAULT_MEMORY_BYTES.
 LOSS_CHUNK_BYTES: Final = 96 << 20
-# One temporary of [rows, vocabulary] in the loss, losses.fused_linear.TILE_BYTES_*, and how many of them live together.
+# One temporary of [rows, vocabulary] in the loss, losses.fused_linear.TILE_BYTES_*. How many live together: shifted
+# logits; with sparse targets their gradient; with dense ones both models', their difference and the teacher's softmax.
 TILE_BYTES: Final[dict[Kind, int]] = {"cpu": 1 << 20, "gpu": 64 << 20}
-TILES_OF_RESPONSE: Final = 5  # both shifted logits, their logarithms turned into gradients, softmax
-TILES_OF_CE: Final = 2
+TILES_OF_CE: Final = 1
+TILES_OF_SPARSE: Final = 2
+TILES_OF_DENSE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,10 @@ def _loss_bytes(work: Work, kind: Kind, losses: Losses) -> float:
     tile = rows
     if not (losses.whole_rows and layout.tensor > 1):
         tile = min(rows, max(1, TILE_BYTES[kind] // (columns * 4)))
-    tiles = (TILES_OF_RESPONSE if losses.compares else TILES_OF_CE) * tile * columns * 4
+    response = TILES_OF_DENSE if losses.dense else TILES_OF_SPARSE
+    number = response if losses.compares else TILES_OF_CE
+    number += tile < rows  # the tile before is let go of when the next has been made
+    tiles = number * tile * columns * 4
     # The gradients of head (summed in fp32) and hidden states, which wait for the backward pass.
     head = 4 * _vocabulary_elements(work) if work.trained == "full" else 0
     if head and work.precision != "fp32":

@@ -33,6 +33,7 @@ STUDENT = TEACHER.with_layers(8)
 LENGTH = 240  # the smoke recipes' 256, made divisible by three tensor ranks
 Case = tuple[str, tuple[str, ...]]
 TP3 = "student.parallel.tensor=3"
+SP = "student.parallel.sequence_parallel=true"
 PP2 = "student.parallel.pipeline=2"
 # Ranks, and the recipe with what is set in it. The first is quick enough for every day.
 CASES: dict[str, tuple[int, Case]] = {
@@ -45,8 +46,24 @@ CASES: dict[str, tuple[int, Case]] = {
     "shared, combined losses": (1, ("smoke_combined", ())),
     "shared, DP 2": (2, ("smoke_response", ())),
     "shared, TP 3": (3, ("smoke_response", (TP3,))),
+    "shared, TP 3, SP": (3, ("smoke_response", (TP3, SP))),
     "relaid, DP 2, teacher PP 2": (2, ("smoke_response", ("teacher.parallel.pipeline=2",))),
+    "relaid, TP 3, SP, teacher PP 3": (
+        3,
+        ("smoke_response", (TP3, SP, "teacher.parallel.pipeline=3")),
+    ),
+    "cached, hidden, PP 2": (2, ("smoke_feature_cached", (PP2,))),
+    "cached, top-k": (1, ("smoke_response_cached", ())),
+    "cached, top-k, TP 3, SP": (3, ("smoke_response_cached", (TP3, SP))),
     "split 1+1": (2, ("smoke_response_split", ())),
+    "split 2+1, PP 2": (3, ("smoke_response_split", (PP2, "teacher.parallel.pipeline=1"))),
+    "shared, PP 2 interleaved": (
+        2,
+        (
+            "smoke_response",
+            (PP2, "student.parallel.virtual_pipeline=2", "train.micro_batch_size=1"),
+        ),
+    ),
 }
 QUICK = "shared, PP 2"
 

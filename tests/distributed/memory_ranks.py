@@ -139,7 +139,7 @@ def started(cut: Parallel) -> None:
 
 
 def _teacher(what: Recipe, folder: Path, live: LiveBytes, given: list[Microbatch]) -> Any:
-    from ekd_nemo.models.frozen import frozen_stage, head_rows
+    from ekd_nemo.models.frozen import frozen_stage, head_rows, shared_teacher
     from ekd_nemo.models.teachers import stands_alike
     from ekd_nemo.parallel.relaid_teacher import RelaidTeacher
 
@@ -147,34 +147,18 @@ def _teacher(what: Recipe, folder: Path, live: LiveBytes, given: list[Microbatch
         return None
     if what.teacher.placement == "cached":
         return _cached(what, folder, given)
-    if stands_alike(what):
-        with live.part("teacher_weights"):
-            return _shared(what)
     source, world = Same(TEACHER), dist.get_world_size()
-    cut = what.teacher.parallel or what.student.parallel
-    with live.part("teacher_weights"):
-        stage = frozen_stage(source, Layout.of(cut, world), "fp32", LENGTH)
     student = Layout.of(what.student.parallel, world)
+    with live.part("teacher_weights"):
+        if stands_alike(what):
+            return shared_teacher(source, student, "fp32", LENGTH)
+        cut = Layout.of(what.teacher.parallel or what.student.parallel, world)
+        stage = frozen_stage(source, cut, "fp32", LENGTH)
     place, head = student.place(dist.get_rank()), None
     with live.part("buffers"):
         if place.pipeline == student.pipeline - 1:
             head = head_rows(source, student, place, "fp32")
     return RelaidTeacher(stage, student, head)
-
-
-def _shared(what: Recipe) -> Any:
-    from megatron.core import parallel_state
-
-    from ekd_nemo.models.config import decoder_config
-    from ekd_nemo.models.weights import load_weights
-    from ekd_nemo.parallel.shared_teacher import SharedTeacher
-
-    parallel = what.student.parallel.model_copy(update={"virtual_pipeline": None})
-    config = decoder_config(TEACHER, parallel, LENGTH, torch.float32, trained=False)
-    model = config.configure_model(None)
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    load_weights([model], Same(TEACHER), rank, parallel.tensor)
-    return SharedTeacher(model)
 
 
 def _cached(what: Recipe, folder: Path, given: list[Microbatch]) -> CachedTeacher:

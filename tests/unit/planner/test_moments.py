@@ -71,8 +71,14 @@ def test_the_loss_is_bounded_unless_rows_must_be_whole() -> None:
     last = replace(WORK, layout=replace(WORK.layout, pipeline=1), recompute="full")
     plain = fullest_moment(last, "gpu", 0, Losses(4096, dense=True, compares=True)).loss
     whole = fullest_moment(last, "gpu", 0, Losses(4096, True, True, whole_rows=True)).loss
-    # A chunk of both models' logits in bf16 fills the bound; five fp32 copies of one of them take five times that.
-    assert whole - plain == pytest.approx(5 * (LOSS_CHUNK_BYTES - (64 << 20)), rel=0.02)
+    # A chunk of both models' logits in bf16 fills the bound, so does one of them in fp32: four of those
+    # at once, or five tiles, that of the tile before among them.
+    expected = 4 * LOSS_CHUNK_BYTES - 5 * (64 << 20)
+    assert whole - plain == pytest.approx(expected, rel=0.1)
+    rows = fullest_moment(last, "gpu", 0, Losses(4096, False, True, whole_rows=True)).loss
+    tiles = fullest_moment(last, "gpu", 0, Losses(4096, False, True)).loss
+    # One model's logits alone: twice the rows, so twice as much in fp32.
+    assert rows - tiles == pytest.approx(2 * 2 * LOSS_CHUNK_BYTES - 3 * (64 << 20), rel=0.1)
     chunked = Losses(4096, dense=True, compares=True, chunk_tokens=1)
     assert fullest_moment(last, "gpu", 0, chunked).loss < plain - 0.9 * LOSS_CHUNK_BYTES
 
