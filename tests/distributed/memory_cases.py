@@ -64,6 +64,7 @@ CASES: dict[str, tuple[int, Case]] = {
             (PP2, "student.parallel.virtual_pipeline=2", "train.micro_batch_size=1"),
         ),
     ),
+    "shared, TP 3, SP, full": (3, ("smoke_response", (TP3, SP, "student.recompute=full"))),
 }
 QUICK = "shared, PP 2"
 

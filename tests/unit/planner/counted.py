@@ -24,4 +24,5 @@ COUNTED_MB: dict[tuple[str, str], tuple[float, ...]] = {
     ("split 2+1, PP 2", "student"): (169.9, 0.0, 169.9, 339.8, 112.0, 214.8, 115.5),
     ("split 2+1, PP 2", "teacher"): (0.0, 538.1, 0.0, 0.0, 0.0, 0.0, 21.2),
     ("shared, PP 2 interleaved", "student"): (169.9, 325.7, 169.9, 339.8, 84.9, 214.2, 3.1),
+    ("shared, TP 3, SP, full", "student"): (75.5, 179.4, 75.5, 151.1, 5.2, 111.5, 1.0),
 }
