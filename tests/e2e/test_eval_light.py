@@ -29,20 +29,27 @@ LIMIT = 32
 NEAR_TIE_NATS = 1e-3
 
 
-def ekd(cwd: Path, *words: str | Path) -> None:
+ENV = ROOT / "assets" / "env" / "lighteval"  # made if it is not there (minutes)
+
+
+def started(cwd: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "ekd_nemo", *map(str, words)]
     done = subprocess.run(
         argv, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, check=False
     )
     if "cannot be filled" in done.stderr:
         pytest.skip(f"pip cannot fill the environment here: {done.stderr[-200:]}")
+    return done
+
+
+def ekd(cwd: Path, *words: str | Path) -> None:
+    done = started(cwd, *words)
     assert done.returncode == 0, done.stderr
 
 
 def by_both(cwd: Path, target: str | Path, *words: str | Path) -> None:
-    """Through lm-eval and through lighteval; the environment of lighteval is made if it is not there (minutes)."""
-    env = ROOT / "assets" / "env" / "lighteval"
-    for harness in (["lm"], ["light", "--env", env]):
+    """Through lm-eval and through lighteval."""
+    for harness in (["lm"], ["light", "--env", ENV]):
         ekd(cwd, "eval", *harness, target, "--device", "cpu", *words)
 
 
@@ -123,3 +130,14 @@ def test_the_scores_stand_beside_each_other_in_the_run(run: Path) -> None:
     }
     # Not all right and not all wrong, else agreement would say nothing.
     assert all(0 < found["lm-eval", "teacher", task] < 1 for task in BBH)
+
+
+def test_an_unknown_task_leaves_the_results_before_it(tmp_path: Path, tiny: Path) -> None:
+    words = ("--tasks", "python_docs_last_word,nonsense", "--limit", "2", "--out", "out")
+    done = started(tmp_path, "eval", "light", tiny, "--env", ENV, "--device", "cpu", *words)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: unknown task 'nonsense'; lighteval knows")
+    (score,) = read_eval_dir(tmp_path / "out")
+    assert (score.task, score.harness, score.n_samples) == ("python_docs_last_word", "lighteval", 2)
+    assert list((tmp_path / "out").glob(".lm-*")) == []
