@@ -84,8 +84,10 @@ METHODS: Final = (
 )  # fmt: skip
 
 
-def timeline(method: Method, scale: float) -> list[tuple[str, float, float]]:
-    """Phases as name, start and end in s; the teacher's part of a step comes first."""
+def timeline(
+    method: Method, scale: float, *, evaluated: bool = True
+) -> list[tuple[str, float, float]]:
+    """Phases as name, start and end in s, without holes; the teacher's part of a step comes first."""
     at, found = 0.0, []
 
     def add(phase: str, length_s: float) -> None:
@@ -101,7 +103,8 @@ def timeline(method: Method, scale: float) -> list[tuple[str, float, float]]:
         add("student_train", (method.step_s - method.teacher_s) * scale)
         if step % 45 == 0:
             add("checkpoint", 14.0)
-    add("eval", 45.0)
+    if evaluated:
+        add("eval", 45.0)
     add("idle", 3.0)
     return found
 
@@ -109,7 +112,7 @@ def timeline(method: Method, scale: float) -> list[tuple[str, float, float]]:
 def power_curve(phases: Sequence[tuple[str, float, float]], watts: float, rng: Any) -> Floats:
     """True power of one board at ticks of half a second: phases with noise and an all-reduce's dip."""
     ticks = np.arange(0.0, phases[-1][2], TICK_S)
-    power = np.empty(len(ticks))
+    power = np.full(len(ticks), np.nan)  # a tick that no phase holds is an error, not a number
     for phase, start_s, end_s in phases:
         inside = (ticks >= start_s) & (ticks < end_s)
         power[inside] = _WATTS[phase] * (watts if _WATTS[phase] > 300 else 1.0)
@@ -282,8 +285,7 @@ def make_cache_run(folder: Path, *, period_s: float = 1.0) -> RunDir:
     maker = Method(recipe="cache_70b", name="cache", steps=40, step_s=6.5)
     phases = [
         ("teacher_cache" if phase == "student_train" else phase, start, end)
-        for phase, start, end in timeline(maker, 1.0)
-        if phase != "eval"
+        for phase, start, end in timeline(maker, 1.0, evaluated=False)
     ]
     run = RunDir(folder / CACHE)
     return _write(
