@@ -99,16 +99,16 @@ def _table(data: bytes) -> Any:
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    if table.num_rows != data.count(b"\n") or data.count(b"\n\n") or not data.endswith(b"\n"):
+    if table.num_rows != data.count(b"\n") or data.count(b"\n\n"):
         return None
     return table if _is_plain(table) else None
 
 
 def _is_braced(data: bytes) -> bool:
-    """Whether every line begins and ends as an object: Arrow's parser crashes on `null}`."""
+    """Whether every line begins, and ends whole, as an object: Arrow's parser crashes on `null}` and on `null`."""
     lines = data.count(b"\n")
     begun = data.count(b"\n{") + data.startswith(b"{")
-    return begun == data.count(b"}\n") == lines
+    return data.endswith(b"}\n") and begun == data.count(b"}\n") == lines
 
 
 def _is_deep(data: bytes) -> bool:
