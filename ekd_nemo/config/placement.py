@@ -1,6 +1,6 @@
 """On which ranks the teacher and the student stand, and whether they fit there."""
 
-from ekd_nemo.config.architecture import Architecture, check_layout
+from ekd_nemo.config.architecture import Architecture, check_layout, padded_vocab
 from ekd_nemo.config.recipe import Parallel, Recipe
 from ekd_nemo.errors import LayoutError
 
@@ -13,6 +13,25 @@ def teacher_parallel(recipe: Recipe) -> Parallel | None:
     if teacher.parallel is not None:
         return teacher.parallel
     return recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
+
+
+def stands_alike(recipe: Recipe, student: Architecture, teacher: Architecture) -> bool:
+    """Whether a shared teacher's parts are where the student's are, stay there, and its head is cut at the same ids."""
+    assert recipe.teacher is not None
+    own = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
+    if recipe.teacher.placement != "shared" or recipe.teacher.offload:
+        return False
+    rows = {padded_vocab(each.vocab_size, own.tensor) for each in (student, teacher)}
+    return teacher_parallel(recipe) == own and len(rows) == 1
+
+
+def stage_of_layer(layer: int, num_layers: int, pipeline: int, virtual: int | None = None) -> int:
+    """The pipeline stage that holds a layer, both from 0, where stages hold equally many layers.
+
+    Interleaved, the model's equal chunks are dealt to the stages in turn.
+    """
+    chunk = layer // (num_layers // (pipeline * (virtual or 1)))
+    return chunk % pipeline
 
 
 def teacher_ranks(recipe: Recipe) -> int:

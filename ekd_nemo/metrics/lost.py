@@ -20,6 +20,8 @@ def lost_from(ranks: Sequence[RankMarks]) -> dict[tuple[str, int], int]:
     step, if a later attempt ran steps of its own: when it had run further steps, or was killed. Attempts without a
     step, such as one that only builds shards, lose nothing.
     """
+    if len({rank.key.attempt for rank in ranks}) < 2:
+        return {}  # the common case, also of the largest records
     done: dict[int, set[int]] = defaultdict(set)
     killed: set[int] = set()
     for rank in ranks:

@@ -70,10 +70,9 @@ def decoder_config(
     seq_length: int,
     dtype: torch.dtype,
     *,
-    trained: bool,
     recompute: Recompute = "none",
 ) -> DecoderConfig:
-    """The configuration of a decoder in a layout.
+    """The configuration of a decoder that is trained, in a layout; frozen ones are `models.frozen`'s.
 
     Args:
         arch: the decoder.
@@ -81,10 +80,6 @@ def decoder_config(
         seq_length: tokens of a sample.
         dtype: of activations between pipeline stages and, where no optimiser keeps master weights,
             of the parameters.
-        trained: whether the parameters get gradients. Megatron's layers mark which parameters are
-            cut over tensor-parallel ranks only where they draw their first weights; without the
-            marks the norm of the gradients counts one rank's share alone. So a trained model draws
-            weights although others replace them.
         recompute: which activations the backward pass makes again; `full` keeps the input of each
             layer alone.
     """
@@ -109,7 +104,9 @@ def decoder_config(
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        perform_initialization=trained,
+        # Others replace these first weights; but only where Megatron draws them do its layers mark which parameters are
+        # cut over tensor-parallel ranks; without the marks the norm of the gradients counts one rank's share alone.
+        perform_initialization=True,
         **RECOMPUTE[recompute],
         **transformer_kwargs(arch),
         **(FUSIONS | transformer_overrides()),

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 import torch.distributed as dist
 from torch import Tensor
 
-from ekd_nemo.config.architecture import Architecture, padded_vocab
-from ekd_nemo.config.placement import teacher_parallel
+from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.placement import stands_alike, teacher_parallel
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.models.cached import cached_teacher
 from ekd_nemo.models.frozen import frozen_stage, head_rows, shared_teacher
@@ -22,14 +22,6 @@ from ekd_nemo.teacher.layout import Layout
 from ekd_nemo.teacher.source import TeacherSource
 
 
-def stands_alike(recipe: Recipe) -> bool:
-    """Whether the teacher is on the student's ranks, cut as the student is, and stays there."""
-    assert recipe.teacher is not None
-    own = recipe.student.parallel.model_copy(update={"virtual_pipeline": None})
-    shared = recipe.teacher.placement == "shared" and not recipe.teacher.offload
-    return shared and teacher_parallel(recipe) == own
-
-
 def teacher_source(
     recipe: Recipe, student: Architecture, teacher: Architecture, first_step: int
 ) -> TeacherSource:
@@ -37,10 +29,7 @@ def teacher_source(
     assert recipe.teacher is not None
     if recipe.teacher.placement == "cached":
         return cached_teacher(recipe, student, teacher, first_step)
-    tensor = recipe.student.parallel.tensor
-    sizes = {padded_vocab(each.vocab_size, tensor) for each in (student, teacher)}
-    # Heads of unlike sizes are cut at unlike ids: the student's cut is made from the source.
-    if not stands_alike(recipe) or len(sizes) > 1:
+    if not stands_alike(recipe, student, teacher):
         return relaid_teacher(recipe, student.vocab_size)
     return shared_teacher(
         FolderSource(recipe.teacher.path),

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ekd_nemo.config.architecture import Architecture
+from ekd_nemo.config.layer_map import default_pairs
 from ekd_nemo.config.objective import FeatureLoss, Objective
-from ekd_nemo.losses.layer_map import default_layer_map
+from ekd_nemo.config.placement import stage_of_layer
 from ekd_nemo.losses.relation import RelationKind, RelationSettings
 from ekd_nemo.losses.response import ResponseSettings
-from ekd_nemo.parallel.taps import Pair, stage_of_layer
+from ekd_nemo.parallel.taps import Pair
 from ekd_nemo.teacher.source import TeacherNeeds
 
-# Pairs of the default layer map: hidden states of every layer of a large teacher would fill memory.
-DEFAULT_PAIRS = 4
 SUFFIXES = {"dense": "", "top_k": "_topk", "sampled": "_sampled"}
 VALID, FEATURE = "valid", "feature"
 
@@ -174,6 +173,4 @@ def feature_pairs(section: FeatureLoss, num_teacher: int, num_student: int) -> t
     """The pairs that a recipe names, or the default layer map's, from 0."""
     if section.pairs is not None:
         return tuple(Pair(p.teacher_layer, p.student_layer, p.weight) for p in section.pairs)
-    number = min(DEFAULT_PAIRS, num_student)
-    found = default_layer_map(num_teacher, num_student, number)
-    return tuple(Pair(teacher - 1, student - 1) for teacher, student in found)
+    return tuple(Pair(*layers) for layers in default_pairs(num_teacher, num_student))

@@ -158,7 +158,6 @@ def student_model(
             recipe.student.parallel,
             seq_length,
             DTYPES[precision],
-            trained=True,
             recompute=recipe.student.recompute,
         ),
         optimizer_module(recipe.optimizer, recipe.train.steps, bf16=precision != "fp32"),

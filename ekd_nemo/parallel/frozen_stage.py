@@ -6,12 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ekd_nemo.config.placement import stage_of_layer
 from ekd_nemo.losses.collectives import gather_rows
 from ekd_nemo.losses.pooling import PoolingKind
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.hidden import HiddenStateGPT, hidden_states
 from ekd_nemo.parallel.relations import segment_embeddings
-from ekd_nemo.parallel.taps import recorded_layers, stage_of_layer
+from ekd_nemo.parallel.taps import recorded_layers
 from ekd_nemo.teacher.layout import EMBEDDINGS, FINAL, Layout, Place
 
 

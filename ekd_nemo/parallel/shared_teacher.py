@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ekd_nemo.backend.device import compute_device
+from ekd_nemo.config.placement import stage_of_layer
 from ekd_nemo.losses.collectives import group_size
 from ekd_nemo.parallel.batch import Microbatch
 from ekd_nemo.parallel.exchange import Exchange
 from ekd_nemo.parallel.hidden import HiddenStateGPT
 from ekd_nemo.parallel.relations import segment_embeddings
 from ekd_nemo.parallel.schedule import forward_hidden
-from ekd_nemo.parallel.taps import recorded_layers, stage_of_layer
+from ekd_nemo.parallel.taps import recorded_layers
 from ekd_nemo.parallel.tokens import sequence_group
 from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
 

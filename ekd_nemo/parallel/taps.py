@@ -21,15 +21,6 @@ def layers_of(chunk: nn.Module) -> dict[int, nn.Module]:
     return {int(layer.layer_number) - 1: layer for layer in decoder.layers}
 
 
-def stage_of_layer(layer: int, num_layers: int, pipeline: int, virtual: int | None = None) -> int:
-    """The pipeline stage that holds a layer, both from 0, where stages hold equally many layers.
-
-    Interleaved, the model's equal chunks are dealt to the stages in turn.
-    """
-    chunk = layer // (num_layers // (pipeline * (virtual or 1)))
-    return chunk % pipeline
-
-
 @contextmanager
 def recorded_layers(
     chunks: Sequence[nn.Module], wanted: Iterable[int]

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from ekd_nemo.config.cluster import Cluster
+from ekd_nemo.config.placement import stands_alike
 from ekd_nemo.planner.assumptions import BYTES, Assumptions
 from ekd_nemo.planner.layout import Layout
 from ekd_nemo.planner.memory import GIB, Memory, student_memory, teacher_memory
@@ -72,11 +73,10 @@ def _losses(found: Scenario, stage: int) -> Losses:
 
 
 def _stands_alike(found: Scenario) -> bool:
-    """Whether the teacher's parts are where the student's are, its head with them (models/teachers.py)."""
-    teacher = found.recipe.teacher
-    if found.teacher is None or found.placement != "shared" or teacher is None or teacher.offload:
+    """Whether the teacher's own head serves the student's loss."""
+    if found.teacher is None or found.placement != "shared":
         return False
-    return found.teacher.layout.stands_as(found.student.layout)
+    return stands_alike(found.recipe, found.student.arch, found.teacher.arch)
 
 
 def _outputs(found: Scenario, kind: Kind, stage: int) -> int:
@@ -101,7 +101,7 @@ def _head_rows(found: Scenario, stage: int) -> int:
     teacher = found.teacher or found.maker
     if teacher is None or not (found.dense and last) or _stands_alike(found):
         return 0
-    rows = teacher.arch.vocab_size // found.student.layout.tensor
+    rows = found.student.arch.vocab_size // found.student.layout.tensor
     return rows * teacher.arch.hidden_size * BYTES[teacher.precision]
 
 

@@ -1,6 +1,6 @@
 """How a model is cut over ranks, and what one rank holds of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ekd_nemo.config.architecture import Architecture, padded_vocab
 from ekd_nemo.config.recipe import Parallel
@@ -48,20 +48,10 @@ class Layout:
         """The stage of a rank: Megatron's default order has tensor ranks innermost and stages outermost."""
         return rank // (self.tensor * self.context * self.data)
 
-    def stands_as(self, other: "Layout") -> bool:
-        """Whether the same ranks hold the same parts, interleaving apart."""
-        return replace(self, virtual=1) == replace(other, virtual=1)
-
     @property
     def sequence_shards(self) -> int:
         """Ranks that share what lies between the matrices: norms, residuals, final hidden states."""
         return self.tensor if self.sequence_parallel else 1
-
-
-def stage_of_layer(layer: int, num_layers: int, layout: Layout) -> int:
-    """The pipeline stage of a layer, both from 0; interleaved chunks are dealt to the stages in turn."""
-    chunk = layer // (num_layers // (layout.pipeline * layout.virtual))
-    return chunk % layout.pipeline
 
 
 def stage_parameters(arch: Architecture, layout: Layout, stage: int, *, head: bool = True) -> int:

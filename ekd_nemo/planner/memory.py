@@ -3,9 +3,10 @@
 from dataclasses import dataclass, fields
 from typing import Final
 
+from ekd_nemo.config.placement import stage_of_layer
 from ekd_nemo.config.recipe import Lora, Precision
 from ekd_nemo.planner.assumptions import BYTES
-from ekd_nemo.planner.layout import Layout, lora_parameters, stage_of_layer, stage_parameters
+from ekd_nemo.planner.layout import Layout, lora_parameters, stage_parameters
 from ekd_nemo.planner.moments import Kind, Losses, fullest_moment
 from ekd_nemo.planner.timing import Work
 
@@ -69,7 +70,10 @@ class Outputs:
 
     def pairs_at(self, stage: int, layout: Layout, num_layers: int) -> int:
         """Pairs whose student layer is on a stage of the student."""
-        return sum(stage_of_layer(own, num_layers, layout) == stage for _, own in self.pairs)
+        return sum(
+            stage_of_layer(own, num_layers, layout.pipeline, layout.virtual) == stage
+            for _, own in self.pairs
+        )
 
     def wanted_at(self, stage: int, layout: Layout, num_layers: int) -> int:
         """Hidden states a token that a stage of the student takes."""
@@ -77,7 +81,7 @@ class Outputs:
         here = {
             teacher
             for teacher, own in self.pairs
-            if stage_of_layer(own, num_layers, layout) == stage
+            if stage_of_layer(own, num_layers, layout.pipeline, layout.virtual) == stage
         }
         return int(self.final and last) + len(here)
 
@@ -85,7 +89,10 @@ class Outputs:
         """Hidden states a token that a stage of the teacher gives."""
         last = stage == layout.pipeline - 1
         layers = {teacher for teacher, _ in self.pairs}
-        here = sum(stage_of_layer(layer, num_layers, layout) == stage for layer in layers)
+        here = sum(
+            stage_of_layer(layer, num_layers, layout.pipeline, layout.virtual) == stage
+            for layer in layers
+        )
         return int(self.final and last) + here
 
 

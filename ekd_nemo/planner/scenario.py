@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
 from ekd_nemo.config.cluster import Cluster
 from ekd_nemo.config.fp8 import fp8_misfit
 from ekd_nemo.config.known_models import KNOWN_MODELS
+from ekd_nemo.config.layer_map import default_pairs
 from ekd_nemo.config.recipe import Parallel, Precision, Recipe
 from ekd_nemo.errors import ConfigError, LayoutError
 from ekd_nemo.planner.assumptions import Assumptions
@@ -18,7 +18,6 @@ from ekd_nemo.planner.memory import Outputs
 from ekd_nemo.planner.timing import Work
 
 Place = Callable[[str], str]
-DEFAULT_PAIRS: Final = 4  # models.terms.DEFAULT_PAIRS
 
 
 @dataclass(frozen=True)
@@ -261,15 +260,3 @@ def _outputs(recipe: Recipe, found: Models) -> Outputs:
     each = 16.0 if response is not None and response.support == "sampled" else 12.0
     sparse = each * response.k if response is not None and not dense else 0.0
     return Outputs(final=dense or per_sequence, pairs=pairs, sparse=sparse)
-
-
-def default_pairs(num_teacher: int, num_student: int) -> tuple[tuple[int, int], ...]:
-    """(teacher layer, student layer) of the default layer map, from 0: losses.layer_map and models.terms."""
-    number = min(DEFAULT_PAIRS, num_student)
-    own = [_round(place * num_student, number) for place in range(1, number + 1)]
-    return tuple((max(1, _round(layer * num_teacher, num_student)) - 1, layer - 1) for layer in own)
-
-
-def _round(numerator: int, denominator: int) -> int:
-    """Round a positive fraction, halves up."""
-    return (2 * numerator + denominator) // (2 * denominator)

@@ -139,8 +139,8 @@ def started(cut: Parallel) -> None:
 
 
 def _teacher(what: Recipe, folder: Path, live: LiveBytes, given: list[Microbatch]) -> Any:
+    from ekd_nemo.config.placement import stands_alike
     from ekd_nemo.models.frozen import frozen_stage, head_rows, shared_teacher
-    from ekd_nemo.models.teachers import stands_alike
     from ekd_nemo.parallel.relaid_teacher import RelaidTeacher
 
     if what.teacher is None or not what.objective.families:
@@ -150,7 +150,7 @@ def _teacher(what: Recipe, folder: Path, live: LiveBytes, given: list[Microbatch
     source, world = Same(TEACHER), dist.get_world_size()
     student = Layout.of(what.student.parallel, world)
     with live.part("teacher_weights"):
-        if stands_alike(what):
+        if stands_alike(what, STUDENT, TEACHER):
             return shared_teacher(source, student, "fp32", LENGTH)
         cut = Layout.of(what.teacher.parallel or what.student.parallel, world)
         stage = frozen_stage(source, cut, "fp32", LENGTH)
@@ -241,7 +241,6 @@ def student_chunks(what: Recipe, live: LiveBytes) -> tuple[list[Any], Any]:
         what.student.parallel,
         LENGTH,
         torch.float32,
-        trained=True,
         recompute=what.student.recompute,
     )
     first = METHODS[what.method](config, None, loss_plan(what.objective, STUDENT, TEACHER), 1)

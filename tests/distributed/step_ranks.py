@@ -69,9 +69,7 @@ def _student(case: Case, folder: Path, dtype: torch.dtype) -> list[Any]:
     goal = objective(case.objective)
     families = goal.families
     method = "sft" if not families else families[0] if len(families) == 1 else "combined"
-    config = decoder_config(
-        case.student, case.parallel, 16, dtype, trained=True, recompute=case.recompute
-    )
+    config = decoder_config(case.student, case.parallel, 16, dtype, recompute=case.recompute)
     first = METHODS[method](config, None, loss_plan(goal, case.student, TEACHER), SEED)
     first.source = FolderSource(folder / case.student_folder)
     chunks = [first, *(first.reinit() for _ in range(1, case.virtual or 1))]
@@ -86,17 +84,15 @@ def _student(case: Case, folder: Path, dtype: torch.dtype) -> list[Any]:
 
 
 def _teacher(case: Case, folder: Path, dtype: torch.dtype) -> Any:
-    from megatron.core import parallel_state
+    import torch.distributed as dist
 
-    from ekd_nemo.models.config import decoder_config
-    from ekd_nemo.models.weights import FolderSource, load_weights
-    from ekd_nemo.parallel.shared_teacher import SharedTeacher
+    from ekd_nemo.models.frozen import shared_teacher
+    from ekd_nemo.models.weights import FolderSource
+    from ekd_nemo.teacher.layout import Layout
 
-    parallel = case.parallel.model_copy(update={"virtual_pipeline": None})
-    model = decoder_config(TEACHER, parallel, 16, dtype, trained=False).configure_model(None)
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    load_weights([model], FolderSource(folder / "teacher"), rank, case.tensor)
-    return SharedTeacher(model)
+    layout = Layout.of(case.parallel, dist.get_world_size())
+    precision = "fp32" if dtype == torch.float32 else "bf16"
+    return shared_teacher(FolderSource(folder / "teacher"), layout, precision, 16)
 
 
 def _run(case: Case, chunks: list[Any], folder: Path, dtype: torch.dtype) -> dict[str, float]:

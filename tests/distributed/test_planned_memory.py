@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ekd_nemo.config.layer_map import default_pairs
 from ekd_nemo.planner.memory import Memory
-from ekd_nemo.planner.scenario import default_pairs
 from tests.distributed.memory_cases import CASES, QUICK, misses, planned, recipe, row
 from tests.distributed.memory_ranks import Counts, counted, split_counted
 from tests.distributed.ranks import run_ranks

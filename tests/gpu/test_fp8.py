@@ -102,10 +102,8 @@ def test_layers_are_in_fp8_and_the_head_is_not() -> None:
     """On one rank: a layer's product differs from BF16's by more than rounding, the head's not at all."""
     from megatron.core import parallel_state
 
-    from ekd_nemo.config.recipe import Parallel
-    from ekd_nemo.models.config import decoder_config
-    from ekd_nemo.models.precision import transformer_settings
-    from ekd_nemo.models.weights import load_weights
+    from ekd_nemo.models.frozen import frozen_model
+    from ekd_nemo.teacher.layout import Layout, Place
     from tests.distributed.gpt_ranks import start_parallel
 
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -118,11 +116,9 @@ def test_layers_are_in_fp8_and_the_head_is_not() -> None:
         heads: dict[str, torch.Tensor] = {}
         tokens = torch.arange(128, device="cuda")[None] % WIDE_TEACHER.vocab_size
         for precision in ("bf16", "fp8"):
-            config = decoder_config(WIDE_TEACHER, Parallel(), 128, torch.bfloat16, trained=False)
-            for name, value in transformer_settings(precision).items():  # type: ignore[arg-type]
-                setattr(config, name, value)
-            model = config.configure_model(tokenizer=None).cuda().bfloat16()
-            load_weights([model], RandomSource(WIDE_TEACHER, 3), 0, 1)
+            model = frozen_model(
+                RandomSource(WIDE_TEACHER, 3), Layout(1, 1, 1), Place(0, 0, 0), precision, 128
+            )
             with torch.no_grad():
                 hidden[precision] = model(tokens, tokens.new_zeros(tokens.shape), None).float()
             heads[precision] = model.head.clone()

@@ -124,19 +124,14 @@ def make_pieces(
     import torch
 
     from ekd_nemo.config.architecture import read_architecture
-    from ekd_nemo.config.recipe import Parallel
-    from ekd_nemo.models.config import decoder_config
-    from ekd_nemo.models.weights import FolderSource, load_weights
+    from ekd_nemo.models.frozen import shared_teacher
+    from ekd_nemo.models.weights import FolderSource
     from ekd_nemo.parallel.schedule import forward_hidden
-    from ekd_nemo.parallel.shared_teacher import SharedTeacher
+    from ekd_nemo.teacher.layout import Layout
     from ekd_nemo.teacher.source import TeacherNeeds
 
     arch = read_architecture(folder)
-    model = decoder_config(arch, Parallel(), length, torch.float32, trained=False).configure_model(
-        None
-    )
-    load_weights([model], FolderSource(folder))
-    teacher = SharedTeacher(model)
+    teacher = shared_teacher(FolderSource(folder), Layout(1, 1, 1), "fp32", length)
 
     def teach() -> None:
         found = teacher.outputs(batches, TeacherNeeds(distribution=True))
@@ -175,7 +170,7 @@ def student(name: str, arch: Any, folder: Path, length: int) -> Any:
 
     small = arch.with_layers(len(KEEP))
     objective = Objective.model_validate(OBJECTIVES[name])
-    config = decoder_config(small, Parallel(), length, torch.float32, trained=True)
+    config = decoder_config(small, Parallel(), length, torch.float32)
     chunk = METHODS[name](config, None, loss_plan(objective, small, arch), 1)
     chunk.source = LayerSubsetSource(FolderSource(folder), KEEP)
     chunk.configure_model()

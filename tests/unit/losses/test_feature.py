@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ekd_nemo.config.layer_map import check_layer_map, default_layer_map
 from ekd_nemo.errors import ConfigError, LayoutError
 from ekd_nemo.losses.attach import attach_loss
 from ekd_nemo.losses.feature import feature_loss
-from ekd_nemo.losses.layer_map import check_layer_map, default_layer_map
 from ekd_nemo.losses.subset import token_subset
 from tests.unit.losses.references import relative_error
 

@@ -2,6 +2,15 @@
 
 from ekd_nemo.errors import ConfigError
 
+# Pairs of a recipe that names none: hidden states of every layer of a large teacher would fill memory.
+DEFAULT_PAIRS = 4
+
+
+def default_pairs(num_teacher: int, num_student: int) -> tuple[tuple[int, int], ...]:
+    """(teacher layer, student layer), both from 0, of a feature loss whose recipe names none."""
+    found = default_layer_map(num_teacher, num_student, min(DEFAULT_PAIRS, num_student))
+    return tuple((teacher - 1, student - 1) for teacher, student in found)
+
 
 def default_layer_map(
     num_teacher: int, num_student: int, num_pairs: int | None = None
