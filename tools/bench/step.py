@@ -3,13 +3,16 @@
     python tools/bench/step.py                    the smoke pair, one rank, fp32, CPU
     python tools/bench/step.py --rounds 9         more rounds
     python tools/bench/step.py --methods response,feature
+    python tools/bench/step.py --from-cache       the teacher's outputs read from a cache instead
 
 In one process: Megatron's schedule, its gradient buffers and the product's own preparation of a
 step; no optimiser (it costs each method the same). The teacher's forward pass includes its head:
 logits of all tokens that carry loss, made in chunks and thrown away. For the exact relation loss
-one forward pass of the student is added to what it is compared with. Every round times every
-piece, in CPU seconds of the process, since others may run beside; a ratio is made within a round,
-and the median of the rounds counts, with the least and the greatest beside it.
+one forward pass of the student is added to what it is compared with. From a cache, what the smoke
+recipes keep (64 ids a token, layers in 8 bits, embeddings), a step is compared with fine-tuning
+alone; the threads that read and decode count. Every round times every piece, in CPU seconds of the
+process, since others may run beside; a ratio is made within a round, and the median of the rounds
+counts, with the least and the greatest beside it.
 """
 
 import argparse
@@ -43,6 +46,18 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     "relation": {"alpha": 0.5, "relation": {"weight_angle": 2.0}},
 }
+TOP_K: dict[str, Any] = {"alpha": 0.9, "response": {"support": "top_k", "k": 64}}
+CACHES: dict[str, dict[str, Any]] = {
+    "response": {
+        "kind": "topk",
+        "k": 64,
+        "temperature": 1.0,
+        "min_probability": 6e-4,
+        "probability_bits": 8,
+    },
+    "feature": {"kind": "hidden", "layers": (23, 26, 28), "storage": "int8"},
+    "relation": {"kind": "embeddings", "pooling": "mean"},
+}
 
 
 def main() -> None:
@@ -56,6 +71,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--methods", default="response,feature,relation")
+    parser.add_argument("--from-cache", action="store_true")
     given = parser.parse_args()
     if not (given.teacher / "config.json").is_file():
         sys.exit(
@@ -68,8 +84,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start(Path(folder), given.threads)
         batches = microbatches(given.samples, given.length, vocab_of(given.teacher))
-        pieces = make_pieces(given.teacher, given.length, batches, methods)
-    times = measure(pieces, given.rounds)
+        caches = Path(folder) if given.from_cache else None
+        pieces = make_pieces(given.teacher, given.length, batches, methods, caches)
+        times = measure(pieces, given.rounds)
     report(times, methods, sum(int(batch.num_tokens) for batch in batches), given)
 
 
@@ -118,9 +135,9 @@ def microbatches(samples: int, length: int, vocab: int) -> list[Any]:
 
 
 def make_pieces(
-    folder: Path, length: int, batches: list[Any], methods: list[str]
+    folder: Path, length: int, batches: list[Any], methods: list[str], caches: Path | None
 ) -> dict[str, Callable[[], None]]:
-    """What is timed, by name."""
+    """What is timed, by name; caches are made in their folder, if one is given."""
     import torch
 
     from ekd_nemo.config.architecture import read_architecture
@@ -140,10 +157,17 @@ def make_pieces(
             for part in rows.split(256):
                 torch.mm(part, found.head.t())  # type: ignore[union-attr]
 
-    students = {name: student(name, arch, folder, length) for name in ("sft", *methods)}
+    objectives = OBJECTIVES if caches is None else OBJECTIVES | {"response": TOP_K}
+    students = {
+        name: student(objectives[name], name, arch, folder, length) for name in ("sft", *methods)
+    }
+    teachers: dict[str, Any] = {"sft": None} | dict.fromkeys(methods, teacher)
     pieces: dict[str, Callable[[], None]] = {"teacher forward and head": teach}
+    if caches is not None:
+        pieces.clear()
+        teachers |= {name: cached(caches / name, name, teacher, batches) for name in methods}
     for name, chunk in students.items():
-        pieces[name] = stepper(chunk, batches, None if name == "sft" else teacher)
+        pieces[name] = stepper(chunk, batches, teachers[name])
     pieces["student forward"] = lambda: _drop(forward_hidden([students["sft"].module], batches))
     return pieces
 
@@ -152,7 +176,53 @@ def _drop(_: Any) -> None:
     return
 
 
-def student(name: str, arch: Any, folder: Path, length: int) -> Any:
+def cached(folder: Path, method: str, teacher: Any, batches: list[Any]) -> Any:
+    """What a method needs of the batches, written by the cache's writer and read by its reader."""
+    import torch
+
+    from ekd_nemo.sources.cache_manifest import SPARSE, CacheIdentity
+    from ekd_nemo.teacher.cache.encode import encode_sample
+    from ekd_nemo.teacher.cache.reader import CacheReader
+    from ekd_nemo.teacher.cache.source import CachedTeacher, Standing
+    from ekd_nemo.teacher.cache.writer import CacheWriter
+    from ekd_nemo.teacher.source import TeacherNeeds
+
+    needs = TeacherNeeds(
+        distribution=method == "response",
+        layers=dict.fromkeys(CACHES[method].get("layers", ()), (0,)),
+        pooling=CACHES[method].get("pooling"),
+    )
+    found = teacher.outputs(batches, needs)
+    vocab, width = teacher.outputs(batches[:1], TeacherNeeds(distribution=True)).head.shape
+    who = CacheIdentity(
+        teacher="bench",
+        tokenizer="bench",
+        vocab_size=vocab,
+        hidden_size=width,
+        precision="fp32",
+        **CACHES[method],
+    )
+    writer = CacheWriter(folder, who, [batch.sample_hashes[0] for batch in batches])
+    writer.begin()
+    numbers = {batch.sample_hashes[0]: number for number, batch in enumerate(batches)}
+    for block in writer.missing():
+        rows = []
+        for name in writer.block(block):
+            number = numbers[name]
+            count = batches[number].tokens.shape[1]
+            if who.kind in SPARSE:
+                made = {"logits": found.hidden[number][:, 0] @ found.head.t()}
+            elif who.kind == "hidden":
+                made = {"dense": [found.layers[layer][number][:, 0] for layer in who.layers]}
+            else:
+                made = {"dense": [found.embeddings[number]]}
+            rows.append(encode_sample(name, count, who, **made))
+        writer.write(block, rows)
+    writer.finish()
+    return CachedTeacher(CacheReader(folder), Standing(torch.device("cpu"), torch.float32))
+
+
+def student(settings: dict[str, Any], name: str, arch: Any, folder: Path, length: int) -> Any:
     """The smoke student, with gradient buffers."""
     import torch
     from megatron.core.distributed import (
@@ -169,7 +239,7 @@ def student(name: str, arch: Any, folder: Path, length: int) -> Any:
     from ekd_nemo.models.weights import FolderSource, LayerSubsetSource
 
     small = arch.with_layers(len(KEEP))
-    objective = Objective.model_validate(OBJECTIVES[name])
+    objective = Objective.model_validate(settings)
     config = decoder_config(small, Parallel(), length, torch.float32)
     chunk = METHODS[name](config, None, loss_plan(objective, small, arch), 1)
     chunk.source = LayerSubsetSource(FolderSource(folder), KEEP)
@@ -232,7 +302,7 @@ def report(times: dict[str, list[float]], methods: list[str], tokens: int, given
     for name, found in times.items():
         print(f"  {name:26s} {_spread(found)}")
     for name in methods:
-        beside = ["teacher forward and head", "sft"]
+        beside = ["sft"] if given.from_cache else ["teacher forward and head", "sft"]
         if name == "relation":
             beside.append("student forward")
         needed = [sum(parts) for parts in zip(*map(times.__getitem__, beside), strict=True)]
