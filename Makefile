@@ -2,7 +2,7 @@
 # make test         everything that needs no GPU and no minutes
 # make test-slurm   the job graph on a real Slurm of this machine
 # make study        five methods, three seeds: does distillation pay? Hours on a CPU; resumable
-# make study-slice  one seed of it on a sixth of the tokens
+# make study-slice  one seed of it on a quarter of the tokens
 # make lint         ruff, basedpyright, import directions, spelling
 # PYTHON=... chooses the interpreter (3.11) that .venv is made with.
 
