@@ -44,7 +44,8 @@ def plan(
     calibrate: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="RUN", help="A run measured on this cluster; scales times. Repeatable."
+            metavar="RUN",
+            help="A run measured on this cluster; scales times, and memory where its boards told it. Repeatable.",
         ),
     ] = None,
     segment_tokens: Annotated[
@@ -65,9 +66,11 @@ def plan(
     on, recipe = loaded.cluster, resolved.recipe
     ranks = _ranks(loaded, nodes)
     assumed = Assumptions(segment_tokens=segment_tokens)
-    calibration = measure(calibrate or (), on, assumed)
+    runs = calibrate or []
+    calibration = measure(runs, on, assumed, _peaks(runs))
     pair = models(recipe, _sequence(recipe.data.path, recipe.data.build), resolved.place)
-    machine = Machine(on, ranks, assumed, calibration.factor, resolved.place)
+    times, memory = calibration.factor, calibration.memory_factor
+    machine = Machine(on, ranks, assumed, times, resolved.place, memory)
     rows = alternatives(recipe, pair, machine)
     typer.echo(_written(output, on, rows, assumed, calibration))
     own = rows[0]
@@ -89,6 +92,24 @@ def _ranks(loaded: "LoadedCluster", nodes: int | None) -> int:
             f"{loaded.place('nodes.count')}: --nodes {taken}: cluster {machine.name} has {machine.nodes.count}"
         )
     return taken * machine.nodes.devices_per_node
+
+
+def _peaks(runs: "Sequence[Path]") -> dict[Path, float]:
+    """Bytes in use on the fullest board of each run that has a record of them."""
+    if not runs:
+        return {}
+    from ekd_nemo.metrics.ledger import ledger_of_run
+    from ekd_nemo.metrics.states import peaks_of
+    from ekd_nemo.records.rundir import RunDir
+
+    found: dict[Path, float] = {}
+    for path in runs:
+        run = RunDir(path)
+        files = [*run.power_files(), *run.segment_files()]
+        boards = peaks_of(ledger_of_run(run), files, "memory_used_bytes")
+        if boards:
+            found[path] = max(boards.values())
+    return found
 
 
 def _written(

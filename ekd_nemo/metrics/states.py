@@ -64,12 +64,9 @@ def states_of(ledger: Ledger, files: Iterable[Path], edges_s: Floats) -> States:
         DataError: if a segment is broken.
     """
     samples: dict[_Key, list[tuple[Ints, Floats]]] = defaultdict(list)
-    for path in files:
-        for key, at_ns, value in (
-            _from_segment(path) if path.suffix == SUFFIX else _from_lines(path)
-        ):
-            samples[key].append((at_ns, value))
-    occupied = {(rank.key.boot_id, uuid) for rank in ledger.ranks for uuid in rank.key.uuids}
+    for key, at_ns, value in _samples(files):
+        samples[key].append((at_ns, value))
+    occupied = _occupied(ledger)
     starts = starts_of(ledger)
     devices: dict[str, dict[str, Floats]] = defaultdict(dict)
     hosts: dict[str, dict[str, Floats]] = defaultdict(dict)
@@ -83,6 +80,41 @@ def states_of(ledger: Ledger, files: Iterable[Path], edges_s: Floats) -> States:
         before = known.get(key.name)
         known[key.name] = binned if before is None else np.where(np.isnan(before), binned, before)
     return States(devices, hosts)
+
+
+def peaks_of(ledger: Ledger, files: Iterable[Path], fact: str) -> dict[str, float]:
+    """The largest reading of a fact while the run lasted, by UUID of the accelerators that ranks occupied.
+
+    Args:
+        ledger: of the run; its attempts end with the last checkpoint, so evaluation is not among them.
+        files: what its samplers wrote, JSON lines and segments.
+        fact: one of DEVICE_STATES.
+
+    Raises:
+        OSError: if a file cannot be read.
+        DataError: if a segment is broken.
+    """
+    assert fact in DEVICE_STATES
+    occupied, peaks = _occupied(ledger), dict[str, float]()
+    for key, at_ns, value in _samples(files):
+        if key.of != fact or (key.boot_id, key.name) not in occupied:
+            continue
+        for window in ledger.windows.get(key.boot_id, ()):
+            inside = value[(at_ns >= window.run_start_ns) & (at_ns < window.run_end_ns)]
+            if len(inside):
+                peaks[key.name] = max(peaks.get(key.name, 0.0), float(inside.max()))
+    return peaks
+
+
+def _occupied(ledger: Ledger) -> set[tuple[str, str]]:
+    """Boot id and UUID of the devices of the run's ranks."""
+    return {(rank.key.boot_id, uuid) for rank in ledger.ranks for uuid in rank.key.uuids}
+
+
+def _samples(files: Iterable[Path]) -> Iterator[tuple[_Key, Ints, Floats]]:
+    """Facts in JSON lines and segments."""
+    for path in files:
+        yield from _from_segment(path) if path.suffix == SUFFIX else _from_lines(path)
 
 
 def _from_lines(path: Path) -> Iterator[tuple[_Key, Ints, Floats]]:

@@ -30,13 +30,19 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how alternatives are worked out: the cluster, the devices taken, efficiencies, calibration."""
+    """Where and how alternatives are worked out: the cluster, the devices taken, efficiencies, calibration.
+
+    Attributes:
+        slower: measured over planned time of calibration runs.
+        fuller: measured over planned memory of calibration runs.
+    """
 
     cluster: Cluster
     ranks: int
     assumptions: Assumptions
     slower: float
     place: Place
+    fuller: float = 1.0
 
     def estimate(self, recipe: Recipe, models: Models) -> Estimate:
         """Work a recipe out.
@@ -44,7 +50,7 @@ class Machine:
         Raises: EkdError if it does not fit the machine's devices.
         """
         found = scenario(recipe, models, self.cluster, self.ranks, self.assumptions, self.place)
-        return estimate(found, self.cluster, self.assumptions, self.slower)
+        return estimate(found, self.cluster, self.assumptions, self.slower, self.fuller)
 
 
 def alternatives(recipe: Recipe, models: Models, machine: Machine) -> list[Alternative]:

@@ -85,7 +85,9 @@ class Estimate:
         return self.missing_gib <= 0
 
 
-def estimate(found: Scenario, cluster: Cluster, a: Assumptions, slower: float = 1.0) -> Estimate:
+def estimate(
+    found: Scenario, cluster: Cluster, a: Assumptions, slower: float = 1.0, fuller: float = 1.0
+) -> Estimate:
     """Work out a scenario.
 
     Args:
@@ -93,6 +95,7 @@ def estimate(found: Scenario, cluster: Cluster, a: Assumptions, slower: float = 
         cluster: on which machine.
         a: efficiencies and powers.
         slower: measured over planned time of calibration runs; 1 without.
+        fuller: measured over planned memory of the fullest device of calibration runs; 1 without.
     """
     device, per_node = cluster.nodes.device, cluster.nodes.devices_per_node
     own = step_time(_with_teacher_head(found), device, per_node, a)
@@ -101,7 +104,9 @@ def estimate(found: Scenario, cluster: Cluster, a: Assumptions, slower: float = 
     steps = found.recipe.train.steps
     return Estimate(
         scenario=found,
-        memory=device_memory(found, cluster, a),
+        memory={
+            who: memory.scaled(fuller) for who, memory in device_memory(found, cluster, a).items()
+        },
         available_gib=device.memory_gib,
         time=time,
         flops_per_token=flops / found.tokens,

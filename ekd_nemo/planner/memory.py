@@ -44,6 +44,10 @@ class Memory:
         """All parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
+    def scaled(self, factor: float) -> "Memory":
+        """All parts by a factor."""
+        return Memory(**{name: round(size * factor) for name, size in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Outputs:

@@ -187,6 +187,7 @@ def _short(value: float) -> str:
 def _assumption_lines(a: Assumptions, calibration: Calibration) -> list[str]:
     lines = [
         f"calibration: {calibration.sentence()}",
+        *([f"  {memory}"] if (memory := calibration.memory_sentence()) else []),
         f"not counted: {NOT_COUNTED}",
         "assumptions:",
     ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ekd_nemo.metrics.ledger import ledger_of_run
-from ekd_nemo.metrics.states import States, states_of
+from ekd_nemo.metrics.states import States, peaks_of, states_of
 from ekd_nemo.records.lines import HostLine, StateLine
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.records.segments import pack
@@ -55,6 +55,17 @@ def test_the_same_out_of_a_segment(run: RunDir) -> None:
     pack(path, path.with_name("power-n1.1.parquet"))
     path.unlink()
     check(states_of(ledger_of_run(run), run.segment_files(), np.arange(7) * 5.0))
+
+
+def test_peaks_are_of_the_time_of_the_run_and_of_its_devices(run: RunDir) -> None:
+    ledger, files = ledger_of_run(run), run.power_files()
+    assert peaks_of(ledger, files, "util_pct") == {"GPU-0": 69.0}
+    assert peaks_of(ledger, files, "temperature_c") == {"GPU-0": 50.0}
+    assert peaks_of(ledger, files, "memory_used_bytes") == {}
+    (path,) = files
+    pack(path, path.with_name("power-n1.1.parquet"))
+    path.unlink()
+    assert peaks_of(ledger, run.segment_files(), "util_pct") == {"GPU-0": 69.0}
 
 
 def test_bins_finer_than_the_readings_are_joined_and_gaps_stay_open(tmp_path: Path) -> None:

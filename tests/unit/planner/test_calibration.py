@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,9 @@ from ekd_nemo.planner.alternatives import Machine, alternatives
 from ekd_nemo.planner.assumptions import Assumptions
 from ekd_nemo.planner.calibration import calibrate, measured_step_s
 from ekd_nemo.planner.scenario import models
+from ekd_nemo.records.lines import StateLine
 from ekd_nemo.records.rundir import RunDir
+from tests.unit.metrics.synthetic import Recorder
 
 RANKS = 32
 
@@ -74,6 +77,62 @@ def test_a_calibrated_plan_says_so(
     data = json.loads(capsys.readouterr().out)
     assert data["alternatives"][0]["step_s"] == pytest.approx(1.5 * plan_s)
     assert data["calibration"]["runs"] == [["measured", pytest.approx(1.5)]]
+
+
+def planned_bytes(on: Cluster) -> int:
+    resolved = resolve_recipe("response_70b_to_8b", folders=[PACKAGED_RECIPES])
+    machine = Machine(on, RANKS, Assumptions(), 1.0, resolved.place)
+    found = machine.estimate(resolved.recipe, models(resolved.recipe, 8192, resolved.place))
+    return max(memory.total for memory in found.memory.values())
+
+
+def test_boards_that_were_fuller_scale_memory(tmp_path: Path, h100: Cluster) -> None:
+    plan_s, plan_bytes = planned_s(h100), planned_bytes(h100)
+    runs = [write_run(tmp_path / name, [9.0, 9.0, plan_s]) for name in ("full", "bare", "silent")]
+    peaks = {runs[0]: 1.21 * plan_bytes, runs[1]: float(plan_bytes)}
+    found = calibrate(runs, h100, Assumptions(), peaks)
+    assert found.memory_factor == pytest.approx(1.1)  # the geometric mean of the two that tell
+    assert [one.run for one in found.memory] == ["full", "bare"]
+    gib = plan_bytes / 2**30
+    told = f"full x1.21 ({1.21 * gib:.1f} GiB in use on the fullest board"
+    assert told in found.memory_sentence()
+    assert found.factor == pytest.approx(1.0)
+
+
+def record_memory(folder: Path, used_bytes: list[int]) -> None:
+    """A sampler's record of one board while a rank trained, and of the evaluation after it, which used more."""
+    run, recorder = RunDir(folder), Recorder()
+    recorder.device("GPU-0")
+    recorder.sample("GPU-0", 0, 100, lambda _: 500.0)
+    for second in range(100):
+        where: dict[str, Any] = recorder.where(second) | {
+            "sampler": recorder.sampler,
+            "uuid": "GPU-0",
+        }
+        used = used_bytes[second % len(used_bytes)] if second < 60 else 79 << 30
+        line = StateLine(**where, meter="nvml", source="measured", memory_used_bytes=used)
+        recorder.telemetry.append(line)
+    recorder.phase(0, "student_train", 10, 60)
+    recorder.phase(0, "eval", 60, 90)
+    recorder.write(run)
+
+
+def test_a_plan_says_what_the_boards_of_a_run_held(
+    tmp_path: Path, h100: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_bytes = planned_bytes(h100)
+    run = write_run(tmp_path / "measured", [9.0, 9.0, planned_s(h100)])
+    argv = ["recipe", "plan", "response_70b_to_8b", "--cluster", "h100", "--calibrate", str(run)]
+    assert main(argv) == 0
+    assert "memory as planned, no run has a record" in capsys.readouterr().out
+    record_memory(run, [20 << 30, round(0.8 * plan_bytes)])
+    assert main(argv) == 0
+    assert "memory x0.800, the mean of measured over planned: measured" in capsys.readouterr().out
+    assert main([*argv, "--format", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    planned = max(memory["total"] for memory in data["alternatives"][0]["memory_gib"].values())
+    assert planned == pytest.approx(0.8 * plan_bytes / 2**30)
+    assert data["calibration"]["memory_factor"] == pytest.approx(0.8)
 
 
 def test_what_cannot_calibrate_is_named(tmp_path: Path, h100: Cluster) -> None:
