@@ -20,12 +20,16 @@ check() { # NAME PYTHON: runs the code, shows its last line
   fi
 }
 
+# Both by what is installed and by what is imported: the base has them as editable copies, which a path may still prefer.
 while IFS='=' read -r name _ wanted; do
   [ -n "$name" ] || continue
   check "$name" "
 from importlib.metadata import version
 found = version('$name')
 assert found == '$wanted', f'is {found}, the pin is $wanted'
+name = {'megatron-core': 'megatron.core', 'nemo-toolkit': 'nemo'}['$name']
+imported = __import__(name + '.package_info', fromlist=['__version__'])
+assert imported.__version__ == '$wanted', f'is {imported.__version__} where it is imported from, {imported.__file__}'
 print(found)"
 done < "$here/pins.txt"
 

@@ -5,9 +5,9 @@ Its numpy does not fit Megatron's, hence an environment of its own; torch is not
 
 import json
 import shutil
+import site
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -68,7 +68,7 @@ def open_env(path: Path, tell: Callable[[str], None]) -> LightEnv:
         raise MissingExtraError("ekd eval light", "train")
     requirements = files("ekd_nemo.evals").joinpath("light", "requirements.txt").read_text()
     wanted = sha256(
-        f"{requirements}\0{sys.version}\0{sysconfig.get_path('purelib')}".encode()
+        "\0".join([requirements, sys.version, *package_folders()]).encode()
     ).hexdigest()[:16]
     found = _read_marker(path)
     if found is not None and found.key == wanted:
@@ -87,6 +87,14 @@ def open_env(path: Path, tell: Callable[[str], None]) -> LightEnv:
     return LightEnv(path, versions)
 
 
+def package_folders() -> list[str]:
+    """Where this Python finds packages: its own, and the system's where its virtual environment sees them.
+
+    The latter is so in NVIDIA's NeMo container: ekd is in a virtual environment there, torch and pip are outside of it.
+    """
+    return [folder for folder in site.getsitepackages() if Path(folder).is_dir()]
+
+
 def _read_marker(path: Path) -> _Marker | None:
     try:
         return _Marker.model_validate_json((path / _MARKER).read_bytes())
@@ -99,14 +107,14 @@ def _make(path: Path, requirements: str) -> dict[str, str]:
     (path / _OURS).touch()
     _run([sys.executable, "-m", "venv", "--without-pip", str(path)], "cannot be made")
     python = str(path / "bin" / "python")
-    site = Path(
+    own = Path(
         _run(
             [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
             "has no Python",
         ).strip()
     )
     # Last in the search path: the environment's own packages hide those of ekd.
-    (site / "zz_ekd.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (own / "zz_ekd.pth").write_text("".join(f"{folder}\n" for folder in package_folders()))
     listed = path / "requirements.txt"
     listed.write_text(requirements)
     # pip leaves alone what lies outside the prefix of the Python that runs it.

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +54,25 @@ def test_a_limit_takes_the_first_items_as_lm_eval_does(tmp_path: Path) -> None:
     whole, first = [(Path(str(data)) / TASK / "test.jsonl").read_text() for data in folders]
     assert first.count("\n") == 3
     assert whole.startswith(first)
+
+
+def test_packages_of_a_system_that_the_environment_sees_are_borrowed_too(tmp_path: Path) -> None:
+    """NVIDIA's container: a virtual environment over the system's packages, torch and pip among the latter."""
+    outer = tmp_path / "outer"
+    make = [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(outer)]
+    subprocess.run(make, check=True)
+    code = "from ekd_nemo.evals.light_env import package_folders as f; print(*f(), sep=chr(10))"
+    done = subprocess.run(
+        [outer / "bin" / "python", "-c", code],
+        env={"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, *others = done.stdout.splitlines()
+    assert Path(first).is_relative_to(outer)
+    assert any(Path(each).is_relative_to(sys.base_prefix) for each in others)
+    assert all(each.endswith("-packages") for each in (first, *others))
 
 
 def test_a_users_file_is_named_by_its_content(tmp_path: Path) -> None:
