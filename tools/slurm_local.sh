@@ -9,7 +9,8 @@
 # Needs Debian's slurm-wlm and munge (apt-get install slurm-wlm munge). Nothing outside FOLDER is written and nothing of
 # the system's own Slurm or munge is touched; it runs as whoever calls it, root or not. Of another user's jobs it runs none.
 # The nodes are slurmd processes with names and ports of their own (slurmd -N); each has 4 slots whatever the machine has,
-# so that jobs over two nodes run on two cores. FOLDER/plugstack.conf takes SPANK plugins: add a line before a job starts.
+# so that jobs over two nodes run on two cores. Of its two partitions, batch and urgent, jobs of the second preempt those of
+# the first: they are told (SIGTERM), have a minute, and are requeued. FOLDER/plugstack.conf takes SPANK plugins: add a line before a job starts.
 set -euo pipefail
 
 SLOTS=4
@@ -88,7 +89,10 @@ SlurmdTimeout=20
 KillWait=10
 # Finished jobs stay visible to scontrol for an hour, as there is no accounting.
 MinJobAge=3600
-PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 CONF
     for number in $(seq "$nodes"); do
       echo "NodeName=n$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((base + number)) CPUs=$SLOTS RealMemory=$memory_mib State=UNKNOWN"

@@ -23,6 +23,7 @@ STATES: Final = {
     "Z": "dead",
 }
 GONE: Final = "gone"
+NOT_STARTED: Final = "not started"
 ALIVE: Final = "alive"
 
 
@@ -120,6 +121,11 @@ def process_state(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return GONE
     return STATES.get(stat.rpartition(")")[2].split()[0], ALIVE)
+
+
+def has_ended(state: str) -> bool:
+    """Whether a process in a state of `process_state`, or one that never started, does nothing any more."""
+    return state in {GONE, STATES["Z"], NOT_STARTED}
 
 
 def silent_ranks(

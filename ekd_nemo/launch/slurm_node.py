@@ -2,7 +2,8 @@
 
 `srun --overlap --ntasks-per-node=1 python -m ekd_nemo.launch.slurm_node --run DIR --silent-s S`. Its first task
 counts the attempt in run.json, waits until every node samples, and says so to the ranks (`slurm_ready`). Being a step
-of its own it outlives the ranks, so that their last joules are measured; it ends when it is told to (SIGTERM).
+of its own it outlives the ranks, so that their last joules are measured: told to end (SIGTERM), by the batch script or
+by a preemption, which tells the ranks as well, it does so once the ranks of its node have ended.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,9 +21,17 @@ from typing import Final
 
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.config.resolve import read_resolved
-from ekd_nemo.errors import EXIT_OK, EkdError, RunError
+from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, EkdError, RunError
 from ekd_nemo.launch.sampling import sampler_of
-from ekd_nemo.launch.silence import SilenceWatch, Silent, process_state, silent_ranks, verdict
+from ekd_nemo.launch.silence import (
+    NOT_STARTED,
+    SilenceWatch,
+    Silent,
+    has_ended,
+    process_state,
+    silent_ranks,
+    verdict,
+)
 from ekd_nemo.launch.slurm_env import Task, read_task
 from ekd_nemo.launch.slurm_rank import rank_file
 from ekd_nemo.launch.slurm_ready import (
@@ -40,6 +50,7 @@ from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.telemetry.process import Sampler
 
 LOOK_S: Final = 2.0
+LAST_LOOK_S: Final = 0.5  # between looks at ranks that are about to end
 ANSWER_S: Final = 10.0  # for the other nodes to say how their processes are
 
 
@@ -64,12 +75,16 @@ class NodeStep:
         self._run, self._recipe, self._task = run, recipe, task
         self._ranks, self._silent_s = ranks, silent_s
         self._ended = threading.Event()
+        self._prepares = True  # until all nodes sample
         self._child: subprocess.Popen[bytes] | None = None
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        """Told to end; before there is anything to wait for, at once: the ranks never begin."""
         self._ended.set()
+        if self._prepares:
+            raise SystemExit(EXIT_SAVED)
 
     def __call__(self, start: Callable[[], subprocess.Popen[bytes]] | None = None) -> int:
         """Sample until told to end; EXIT_HUNG, with the rank named, when the run has hung.
@@ -80,12 +95,13 @@ class NodeStep:
         """
         leads = self._task.node_index == 0
         number = begin(self._run, self._recipe, self._ranks) if leads else 0
-        with sampler_of(self._run, self._recipe.energy) as sampler:
+        with sampler_of(self._run, self._recipe.energy, ignores_sigterm=True) as sampler:
             self._tell_devices(sampler)
             ready = ready_file(self._run, self._task.attempt)
             if leads:
                 self._gather(number, ready)
             wait_for(ready, "the first node's word that all nodes sample")
+            self._prepares = False
             self._child = start() if start else None
             code = self._lead(number) if leads else self._follow()
         if leads:
@@ -128,12 +144,15 @@ class NodeStep:
         return self._result()
 
     def _goes_on(self) -> bool:
-        """Wait for the next look; False once this step was told to end, or its rank has ended.
+        """Wait for the next look; False once this step was told to end and its ranks have ended.
 
-        A rank that was told to end as well saves first, and is waited for.
+        Ranks that were told to end as well save first, and are waited for.
         """
         if self._child is None:
-            return not self._ended.wait(LOOK_S)
+            if not self._ended.wait(LOOK_S):
+                return True
+            time.sleep(LAST_LOOK_S)
+            return not all(has_ended(state) for state in self._states().values())
         try:
             self._child.wait(LOOK_S)
         except subprocess.TimeoutExpired:
@@ -174,16 +193,24 @@ class NodeStep:
         return self._result()
 
     def _answer(self) -> None:
-        states: dict[str, str] = {}
+        states = {str(rank): state for rank, state in self._states().items()}
+        write_text(self._answer_file(node_name()), json.dumps(states) + "\n")
+
+    def _own_ranks(self) -> range:
+        """Ranks of this node."""
         local = self._ranks // len(self._task.nodes)
         first = self._task.node_index * local
-        for rank in range(first, first + local):
+        return range(first, first + local)
+
+    def _states(self) -> dict[int, str]:
+        """How the processes of this node's ranks are."""
+        states: dict[int, str] = {}
+        for rank in self._own_ranks():
             path = rank_file(self._run, self._task.attempt, rank)
-            state = "not started"
+            states[rank] = NOT_STARTED
             if path.is_file():
-                state = process_state(int(json.loads(path.read_text())["pid"]))
-            states[str(rank)] = state
-        write_text(self._answer_file(node_name()), json.dumps(states) + "\n")
+                states[rank] = process_state(int(json.loads(path.read_text())["pid"]))
+        return states
 
     def _ask_file(self) -> Path:
         return self._run.path / LOGS / f"ask-{self._task.attempt}"
@@ -193,15 +220,15 @@ class NodeStep:
 
     def _clear(self, leads: bool) -> None:
         """Remove what only the attempt itself needed."""
-        patterns = [
+        names = [
             f"node-{self._task.attempt}-{node_name()}",
             f"answer-{self._task.attempt}-{node_name()}",
+            *(f"rank-{self._task.attempt}-{rank}" for rank in self._own_ranks()),
         ]
         if leads:
-            patterns += [f"rank-{self._task.attempt}-*", f"ask-{self._task.attempt}"]
-        for each in patterns:
-            for path in (self._run.path / LOGS).glob(each):
-                path.unlink(missing_ok=True)
+            names.append(f"ask-{self._task.attempt}")
+        for name in names:
+            (self._run.path / LOGS / name).unlink(missing_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

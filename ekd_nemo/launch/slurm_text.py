@@ -14,8 +14,9 @@ from ekd_nemo.errors import EXIT_SAVED
 
 LOGS: Final = Path("logs") / "slurm"  # below the run directory
 EXIT_HUNG: Final = 76  # of the samplers' step: a rank has fallen silent, and the log names it
-# What a rank ends with that SIGUSR1 reaches before it listens: 128 + the signal. The last checkpoint stands.
-EXIT_UNHEARD: Final = 138
+# What a process ends with that SIGUSR1 or SIGTERM reaches before it listens: 128 + the signal. The last checkpoint
+# stands.
+EXIT_UNHEARD: Final = (138, 143)
 
 # What ranks need on any cluster; what a site or a device needs stands in the cluster file, and goes before these.
 DEFAULTS: Final = {
@@ -95,6 +96,7 @@ def sbatch_text(part: Part, cluster: Cluster, place: Place) -> str:
     sections = [
         _header(part, cluster, place),
         _begin(place),
+        _requeue(cluster.slurm),
         _choice(part, cluster, place),
         _environment(part, cluster),
         _container(cluster, place),
@@ -178,6 +180,11 @@ def _begin(place: Place) -> str:
     )
 
 
+def _requeue(slurm: Slurm) -> str:
+    told = " | ".join(str(code) for code in (EXIT_SAVED, *EXIT_UNHEARD))
+    return _REQUEUE.format(told=told, restarts=slurm.max_restarts)
+
+
 def _choice(part: Part, cluster: Cluster, place: Place) -> str:
     """Which run this job is, and its command."""
     if len(part.arguments) == 1:
@@ -256,7 +263,14 @@ def _container(cluster: Cluster, place: Place) -> str:
 
 
 def _single() -> str:
-    return 'srun --export=ALL --nodes=1 --ntasks=1 "${container[@]}" "${command[@]}"'
+    return "\n".join(
+        [
+            'srun --export=ALL --nodes=1 --ntasks=1 "${container[@]}" "${command[@]}"',
+            "code=$?",
+            'requeue_if_told_to_end "$code" "this part was told to end, what is finished is kept"',
+            'exit "$code"',
+        ]
+    )
 
 
 def _ranks(part: Part, cluster: Cluster, slurm: Slurm) -> str:
@@ -274,12 +288,21 @@ def _ranks(part: Part, cluster: Cluster, slurm: Slurm) -> str:
         count=part.ranks,
         silent_s=slurm.heartbeat_s,
         ranks=shlex.join([*step, *tasks, "--kill-on-bad-exit=0", "--wait=60", "--label"]),
-        restarts=slurm.max_restarts,
-        saved=EXIT_SAVED,
-        unheard=EXIT_UNHEARD,
         hung=EXIT_HUNG,
     )
 
+
+_REQUEUE: Final = """\
+# What ends on the signal of the time limit or of a preemption is started again by this script; what Slurm kills, for a
+# failed node or at the end of a preemption's grace, by Slurm. {told}: saved, or signalled before it listened.
+restarts=${{SLURM_RESTART_COUNT:-0}}
+requeue_if_told_to_end() {{
+  case "$1" in {told}) ;; *) return ;; esac
+  [ "$restarts" -lt {restarts} ] || fail "restarted $restarts times already; to go on: ekd recipe resume RUN" "$1"
+  echo "$2: requeued"
+  scontrol requeue "$SLURM_JOB_ID" || fail "Slurm does not requeue this job; to go on: ekd recipe resume RUN" "$1"
+  sleep 300  # Slurm ends this script
+}}"""
 
 _RANKS: Final = """\
 # Rank 0 is on the first node: its address as Slurm itself reaches it, and a port that differs from job to job.
@@ -289,13 +312,16 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 export MASTER_ADDR MASTER_PORT
 
 # Sampler and watch of each node: a step of its own, so that it outlives the ranks. It counts the attempt in run.json.
-restarts=${{SLURM_RESTART_COUNT:-0}}
 ready="$run/logs/slurm/ready-$SLURM_JOB_ID-$restarts"
 {sampler} "${{container[@]}}" \\
   {node} --run "$run" --ranks {count} --silent-s {silent_s} >>"$run/logs/sampler.log" 2>&1 &
 sampler=$!
 until [ -s "$ready" ]; do
-  kill -0 "$sampler" 2>/dev/null || fail "the sampler did not start: $(tail -n 1 "$run/logs/sampler.log")"
+  if ! kill -0 "$sampler" 2>/dev/null; then
+    wait "$sampler"
+    requeue_if_told_to_end $? "told to end before the ranks began"
+    fail "the sampler did not start: $(tail -n 1 "$run/logs/sampler.log")"
+  fi
   sleep 0.5
 done
 read -r EKD_ATTEMPT sampler_step <"$ready"
@@ -316,12 +342,6 @@ scancel --quiet --signal=TERM "$SLURM_JOB_ID.$sampler_step"
 for second in $(seq 60); do kill -0 "$sampler" 2>/dev/null || break; sleep 0.5; done
 [ ! -s "$hung" ] || fail "$(sed 's/^error: //' "$hung")" {hung}
 
-# {saved}: saved, after the time limit's signal or a preemption. {unheard}: signalled before anybody listened.
-if [ "$code" -eq {saved} ] || [ "$code" -eq {unheard} ]; then
-  [ "$restarts" -lt {restarts} ] || fail "restarted $restarts times already; to go on: ekd recipe resume RUN" "$code"
-  echo "attempt $EKD_ATTEMPT of this run has ended, its state is kept: requeued"
-  scontrol requeue "$SLURM_JOB_ID" || fail "Slurm does not requeue this job; to go on: ekd recipe resume RUN" "$code"
-  sleep 300  # Slurm ends this script
-fi
+requeue_if_told_to_end "$code" "attempt $EKD_ATTEMPT of this run has ended, its state is kept"
 [ "$code" -eq 0 ] && exit 0
 fail "training failed with exit code $code: $(grep -a 'error: ' "$run/logs/train.log" | tail -n 1)" "$code\""""

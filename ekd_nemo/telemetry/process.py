@@ -125,7 +125,8 @@ class Sampler:
             return EXIT_OK
         process, self._process = self._process, None
         if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
+            ignores = self._settings.ignores_sigterm
+            process.send_signal(signal.SIGUSR2 if ignores else signal.SIGTERM)
         try:
             code = process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

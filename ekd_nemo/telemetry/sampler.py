@@ -1,10 +1,10 @@
 """The sampler process of one node: `python -m ekd_nemo.telemetry.sampler --run DIR`.
 
 It reads the node's meters into `telemetry/power-<node>.jsonl` and depends on nobody: killed ranks
-or a killed launcher do not end it. It ends when it is told to (SIGTERM, SIGINT, SIGHUP), when every
-process that it follows (`--until-pid` and whoever sent marks) has been gone for `--linger-s`, or
-when another sampler of the same run replaces it. Then it writes a stop line with what it cost, and
-exits 0.
+or a killed launcher do not end it. It ends when it is told to (SIGTERM, unless that is meant for
+others, SIGINT, SIGHUP, SIGUSR2), when every process that it follows (`--until-pid` and whoever sent
+marks) has been gone for `--linger-s`, or when another sampler of the same run replaces it. Then it
+writes a stop line with what it cost, and exits 0.
 """
 
 import json
@@ -50,7 +50,7 @@ US_PER_S: Final = 1_000_000
 MIB: Final = 1 << 20
 HOST_PERIOD_S: Final = 1.0
 JOIN_TIMEOUT_S: Final = 2.0
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 class SamplerProcess:
@@ -168,6 +168,8 @@ class SamplerProcess:
     def _listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, _leave_to_wakeup_fd)
+        if self._settings.ignores_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)

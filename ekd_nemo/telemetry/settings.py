@@ -21,6 +21,8 @@ class SamplerSettings:
         until_pids: processes to follow, beside whoever sends marks.
         linger_s: how long after their end to go on.
         roll_mib: size at which the growing file is set aside and packed.
+        ignores_sigterm: whether SIGTERM is meant for others: Slurm sends a preemption's to all processes of a job. Then
+            SIGUSR2 ends it.
     """
 
     meters: MeterSettings = field(default_factory=MeterSettings)
@@ -29,6 +31,7 @@ class SamplerSettings:
     until_pids: Sequence[int] = ()
     linger_s: float = 10.0
     roll_mib: float = 64.0
+    ignores_sigterm: bool = False
 
     def __post_init__(self) -> None:
         """Refuse periods that no meter serves."""
@@ -56,7 +59,8 @@ class SamplerSettings:
             *(("--uuid", uuid) for uuid in meters.uuids or ()),
             *(("--until-pid", pid) for pid in self.until_pids),
         ]
-        return [f"{name}={value}" for name, value in options if value is not None]
+        flags = ["--ignore-sigterm"] if self.ignores_sigterm else []
+        return [*(f"{name}={value}" for name, value in options if value is not None), *flags]
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -76,6 +80,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--until-pid", type=int, action="append", default=[])
     parser.add_argument("--linger-s", type=float, default=10.0)
     parser.add_argument("--roll-mib", type=float, default=64.0)
+    parser.add_argument("--ignore-sigterm", action="store_true", help="end by SIGUSR2 instead")
     return parser
 
 
@@ -100,4 +105,5 @@ def from_arguments(args: argparse.Namespace) -> SamplerSettings:
         until_pids=args.until_pid,
         linger_s=args.linger_s,
         roll_mib=args.roll_mib,
+        ignores_sigterm=args.ignore_sigterm,
     )

@@ -1,5 +1,5 @@
-"""A rank that only marks steps, five a second. It may stop dead at one, as a hung rank does; told to save, it does and
-ends with 75, and the next attempt has five steps left to do.
+"""A rank that only marks steps, five a second. It may stop dead at one, as a hung rank does; told to save, it takes two
+seconds for it and ends with 75, and the next attempt has five steps left to do.
 """
 
 import argparse
@@ -14,6 +14,8 @@ from ekd_nemo.launch.slurm_env import read_task
 from ekd_nemo.launch.slurm_rank import note_process, rank_environment
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.telemetry.marks import Marks
+
+SAVING_S = 2.0
 
 
 def main() -> None:
@@ -38,7 +40,8 @@ def main() -> None:
     first = int(saved.read_text()) + 1 if saved.is_file() else 1
     last = first + 4 if saved.is_file() else arguments.steps
     asked: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda number, frame: asked.append(number))
+    for each in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(each, lambda number, frame: asked.append(number))
     with marks, marks.phase("student_train"):
         for step in range(first, last + 1):
             if step == 5 and task.rank == arguments.stops:
@@ -46,6 +49,7 @@ def main() -> None:
             marks.step(step=step, tokens=1)
             time.sleep(0.2)
             if asked:
+                time.sleep(SAVING_S)
                 saved.write_text(str(step))
                 sys.exit(EXIT_SAVED)
             while task.rank != arguments.stops and step == 6 and arguments.stops >= 0:

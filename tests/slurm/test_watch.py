@@ -15,7 +15,7 @@ from ekd_nemo.launch.identity import choose_run
 from ekd_nemo.launch.slurm_commands import submit
 from ekd_nemo.launch.slurm_graph import plan_cluster
 from ekd_nemo.launch.slurm_run import make_run
-from ekd_nemo.launch.slurm_text import LOGS, Part, sbatch_text
+from ekd_nemo.launch.slurm_text import LOGS, Part, Place, sbatch_text
 from ekd_nemo.records.rundir import RunDir
 from tests.slurm.conftest import Project, show_job, until
 
@@ -89,21 +89,74 @@ def test_a_job_at_its_time_limit_is_requeued_and_goes_on(
     until(lambda: started.run.marks(1).is_file(), 90, said)
     limit = ["scontrol", "update", f"JobId={started.job_id}", "TimeLimit=2"]
     subprocess.run(limit, check=True)
+    until(lambda: show_job(started.job_id)["Restarts"] == "1", 120, said)
+    # On a busy machine the second attempt may take longer than what the limit leaves before the signal.
+    subprocess.run([*limit[:-1], "TimeLimit=30"], check=True)
     assert started.until_over(project) == "COMPLETED", said()
     assert show_job(started.job_id)["Restarts"] == "1"
     assert "attempt 1 of this run has ended, its state is kept: requeued" in started.log()
-    attempts = json.loads(started.run.run_json.read_text())["attempts"]
-    assert [attempt["attempt"] for attempt in attempts] == [1, 2]
+    check_attempts(started.run)
+
+
+def test_a_preempted_job_is_saved_requeued_once_and_goes_on(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of a higher partition wants both nodes: training saves, another part begins anew, energy is kept."""
+    started = start(project, monkeypatch, "--steps", "900")
+    single = start_single(started.run)
+    said = partial(project.said, started.run.path)
+    until(lambda: started.run.marks(1).is_file() and running(single), 90, said)
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--ntasks-per-node=4"]
+    urgent += ["--output=/dev/null", "--wrap=sleep 1"]
+    done = subprocess.run(urgent, capture_output=True, text=True, check=True)
+    assert started.until_over(project) == "COMPLETED", said()
+    until(lambda: show_job(single)["JobState"] == "COMPLETED", 60, said)
+    assert show_job(done.stdout.strip())["JobState"] == "COMPLETED"
+    assert [show_job(each)["Restarts"] for each in (started.job_id, single)] == ["1", "1"]
+    assert "attempt 1 of this run has ended, its state is kept: requeued" in started.log()
+    log = started.run.path / LOGS / f"export-{single}.log"
+    assert "this part was told to end, what is finished is kept: requeued" in log.read_text()
+    check_attempts(started.run)
     for rank, node in enumerate(("n1", "n2")):
         marks = [json.loads(line) for line in started.run.marks(rank).read_text().splitlines()]
+        ends = [each["t_mono_ns"] for each in marks if each["kind"] == "phase_end"]
+        power = [json.loads(line) for line in started.run.power(node).read_text().splitlines()]
+        stops = [each["t_mono_ns"] for each in power if each["kind"] == "stop"]
+        assert all(stop > end for stop, end in zip(stops, ends, strict=True)), (
+            "the sampler was there until the rank had saved"
+        )
+
+
+def start_single(run: RunDir) -> str:
+    """A part that is one process, which SIGTERM ends, and which has nothing to do the second time."""
+    script = "import os, time; time.sleep(0 if 'SLURM_RESTART_COUNT' in os.environ else 300)"
+    loaded = load_cluster("here")
+    place = Place(Path.cwd(), (run.path,), "single")
+    text = sbatch_text(Part("export", "waiting", (("-c", script),)), loaded.cluster, place)
+    path = run.path / LOGS / "export.sbatch"
+    path.write_text(text)
+    return submit(path, [])
+
+
+def running(job_id: str) -> bool:
+    """Whether a job has a step of its own, beside that of its script."""
+    argv = ["squeue", "--noheader", "--steps", f"--jobs={job_id}", "--format=%i"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return f"{job_id}.0" in done.stdout.split()
+
+
+def check_attempts(run: RunDir) -> None:
+    """Two attempts, the second going on where the first had saved; the samplers lived through both."""
+    attempts = json.loads(run.run_json.read_text())["attempts"]
+    assert [attempt["attempt"] for attempt in attempts] == [1, 2]
+    for rank, node in enumerate(("n1", "n2")):
+        marks = [json.loads(line) for line in run.marks(rank).read_text().splitlines()]
         steps = {
             n: [m["step"] for m in marks if m["kind"] == "step" and m["attempt"] == n]
             for n in (1, 2)
         }
         assert steps[2] == list(range(steps[1][-1] + 1, steps[1][-1] + 6))
-        kinds = [
-            json.loads(line)["kind"] for line in started.run.power(node).read_text().splitlines()
-        ]
+        kinds = [json.loads(line)["kind"] for line in run.power(node).read_text().splitlines()]
         assert (kinds.count("start"), kinds.count("stop")) == (2, 2)
 
 

@@ -11,9 +11,11 @@ import pytest
 
 from ekd_nemo.launch.silence import (
     GONE,
+    NOT_STARTED,
     SilenceWatch,
     Silent,
     describe_mark,
+    has_ended,
     last_mark,
     process_state,
     silent_ranks,
@@ -139,3 +141,9 @@ def test_states_of_processes() -> None:
 def test_blame_is_total() -> None:
     silent = Silent(rank=0, node="n", state="alive", last_wall_ns=None, last="")
     assert sorted([silent, silent], key=Silent.blame) == [silent, silent]
+
+
+def test_a_process_has_ended_when_it_does_nothing_any_more() -> None:
+    assert [has_ended(state) for state in (GONE, "dead", NOT_STARTED)] == [True] * 3
+    # A stopped one, and one in a driver, may go on.
+    assert not any(has_ended(state) for state in ("alive", "stopped", "waiting for a disk"))

@@ -156,6 +156,83 @@ def test_hostile_values_pass_through_bash_unharmed(value: str, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([work.name, "bin", "seen"])
 
 
+def run_script(
+    folder: Path, part: Part, srun: str, restarts: int = 0
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """A part's script in bash, its commands of Slurm replaced; gives what scontrol was asked for too."""
+    tools, asked = folder / "bin", folder / "asked"
+    tools.mkdir()
+    bodies = {
+        "srun": srun,
+        "scancel": "",
+        "scontrol": f'case "$1" in requeue) echo "$@" >>{asked}; kill -TERM $PPID ;; *) echo n1 ;; esac',
+    }
+    for name, body in bodies.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    run = folder / "run"
+    (run / "logs" / "slurm").mkdir(parents=True)
+    done = subprocess.run(
+        ["bash", "-s"],
+        input=sbatch_text(part, cluster_with("x"), Place(folder, (run,), "n")),
+        text=True,
+        env={
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "HOME": "/root",
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "n1",
+            "SLURM_RESTART_COUNT": str(restarts),
+        },
+        capture_output=True,
+        check=False,
+        timeout=30,
+    )
+    return done, asked.read_text().splitlines() if asked.is_file() else []
+
+
+SINGLE = Part("export", "x", (("-m", "x"),))
+RANKS = Part("train", "x", (("-m", "x"),), ranks=1)
+# The samplers say that they are ready and stay; the ranks end with $CODE.
+STEPS = """case "$*" in
+  *slurm_node*) echo "1 1" >run/logs/slurm/ready-7-${SLURM_RESTART_COUNT}; exec sleep 1 ;;
+  *) exit CODE ;;
+esac"""
+TOLD_TO_END = [75, 138, 143]
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 137, *TOLD_TO_END])
+def test_a_part_that_was_told_to_end_is_requeued_and_no_other(code: int, tmp_path: Path) -> None:
+    done, asked = run_script(tmp_path, SINGLE, f"exit {code}")
+    if code in TOLD_TO_END:
+        assert asked == ["requeue 7"]
+        assert done.stdout == "this part was told to end, what is finished is kept: requeued\n"
+    else:
+        assert (asked, done.returncode) == ([], code)
+
+
+@pytest.mark.parametrize("code", [1, *TOLD_TO_END])
+def test_ranks_that_were_told_to_end_are_requeued(code: int, tmp_path: Path) -> None:
+    done, asked = run_script(tmp_path, RANKS, STEPS.replace("CODE", str(code)))
+    if code in TOLD_TO_END:
+        assert asked == ["requeue 7"]
+        assert "attempt 1 of this run has ended, its state is kept: requeued" in done.stdout
+    else:
+        assert (asked, done.returncode) == ([], code)
+        assert f"error: training failed with exit code {code}" in done.stderr
+
+
+def test_samplers_told_to_end_before_the_ranks_began_are_no_failure(tmp_path: Path) -> None:
+    done, asked = run_script(tmp_path, RANKS, "exit 143")
+    assert asked == ["requeue 7"]
+    assert "told to end before the ranks began: requeued" in done.stdout
+
+
+def test_a_part_is_not_started_for_ever(tmp_path: Path) -> None:
+    done, asked = run_script(tmp_path, SINGLE, "exit 75", restarts=50)
+    assert (asked, done.returncode) == ([], 75)
+    assert "restarted 50 times already; to go on: ekd recipe resume RUN" in done.stderr
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 def test_each_directive_is_one_line(value: str) -> None:
     text = sbatch_text(

@@ -159,6 +159,20 @@ def test_a_driver_that_never_answers_does_not_keep_the_sampler(
     assert record.of(StopLine)[0].reason == "SIGTERM"
 
 
+def test_a_sampler_may_outlive_what_ends_all_others(
+    run: RunDir, install_gpus: Install, gpu_uuid: str
+) -> None:
+    """A preemption's SIGTERM reaches every process of a job; the launcher ends the sampler, by another signal."""
+    install_gpus(Board(uuid=gpu_uuid, curve=[(0.0, 300.0)]))
+    sampler = Sampler(run, SamplerSettings(ignores_sigterm=True))
+    ready = sampler.start()
+    os.kill(ready.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert not [line for line in read_record(run).of(StopLine)]
+    assert sampler.stop() == 0
+    assert read_record(run).of(StopLine)[0].reason == "SIGUSR2"
+
+
 def test_a_gpu_has_one_owner(tmp_path: Path, install_gpus: Install, gpu_uuid: str) -> None:
     install_gpus(Board(uuid=gpu_uuid, curve=[(0.0, 300.0)]))
     first, second = RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
