@@ -18,6 +18,7 @@ HEAVY = (
     "datasets",
     "lm_eval",
     "safetensors",
+    "triton",
 )
 LIGHT = (
     "cli",

@@ -95,6 +95,8 @@ class Objective(Strict):
     chunk_tokens: PositiveInt | None = (
         None  # tokens whose logits exist at once; None: from a memory bound
     )
+    # Who does the element-wise part of cross-entropy and response, with the same result to rounding.
+    kernels: Literal["torch", "triton"] = "torch"
 
     @property
     def families(self) -> tuple[str, ...]:

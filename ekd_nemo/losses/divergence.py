@@ -21,18 +21,22 @@ class Divergence:
     """One divergence.
 
     Attributes:
+        kind: its name.
         terms: (log_q, log_p, both [rows, V_local]) -> (local value [rows], g [rows, V_local]).
         sum_g: the sum of g over the vocabulary where it is a constant, else None.
+        beta: the teacher's share of the mixture; read by "jsd" only.
     """
 
+    kind: DivergenceKind
     terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     sum_g: float | None = None
+    beta: float = 0.5
 
 
 def divergence(kind: DivergenceKind, beta: float = 0.5) -> Divergence:
     """Look up a divergence by name; `beta` is read by "jsd" only."""
     if kind == "jsd":
-        return Divergence(lambda log_q, log_p: _jsd(log_q, log_p, beta))
+        return Divergence("jsd", lambda log_q, log_p: _jsd(log_q, log_p, beta), beta=beta)
     return _DIVERGENCES[kind]
 
 
@@ -75,7 +79,10 @@ def _total_variation(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _DIVERGENCES = {
-    "forward_kl": Divergence(_forward_kl, sum_g=-1.0),
-    "reverse_kl": Divergence(_reverse_kl),
-    "total_variation": Divergence(_total_variation),
+    each.kind: each
+    for each in (
+        Divergence("forward_kl", _forward_kl, sum_g=-1.0),
+        Divergence("reverse_kl", _reverse_kl),
+        Divergence("total_variation", _total_variation),
+    )
 }

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ekd_nemo.errors import ConfigError, LayoutError
+from ekd_nemo.losses.chunk import accumulation_type
 from ekd_nemo.losses.collectives import sum_over, sum_over_with_gradient
-from ekd_nemo.losses.fused_linear import accumulation_type
 from ekd_nemo.losses.parts import LossParts
 
 FeatureKind = Literal["mse", "cosine"]

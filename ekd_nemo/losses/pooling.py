@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from ekd_nemo.errors import ConfigError
+from ekd_nemo.losses.chunk import accumulation_type
 from ekd_nemo.losses.collectives import max_over, sum_over, sum_over_with_gradient
-from ekd_nemo.losses.fused_linear import accumulation_type
 
 PoolingKind = Literal["mean", "last", "masked"]
 POOLINGS = ("mean", "last", "masked")

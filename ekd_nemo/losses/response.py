@@ -11,16 +11,17 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from ekd_nemo.errors import ConfigError, DataError
-from ekd_nemo.losses.collectives import gather_rows, group_size, scatter_row_sums, sum_over
-from ekd_nemo.losses.divergence import DivergenceKind, divergence
-from ekd_nemo.losses.fused_linear import (
+from ekd_nemo.losses.chunk import (
     DenseTeacher,
+    Kernels,
     Problem,
     Teacher,
     Terms,
     accumulation_type,
-    solve,
 )
+from ekd_nemo.losses.collectives import gather_rows, group_size, scatter_row_sums, sum_over
+from ekd_nemo.losses.divergence import DivergenceKind, divergence
+from ekd_nemo.losses.fused_linear import solve
 from ekd_nemo.losses.parts import LossParts
 from ekd_nemo.losses.sparse import SampledTargets, SparseTargets, check_targets
 from ekd_nemo.losses.vocab import check_same_rows, vocab_rows
@@ -83,6 +84,7 @@ def fused_linear_response(
     accumulate_into_main_grad: bool = False,
     chunk_tokens: int | None = None,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    kernels: Kernels = "torch",
 ) -> LossParts:
     """Sum over valid tokens of weight_ce * CE + weight_response * T^2 * D(teacher, student).
 
@@ -118,6 +120,8 @@ def fused_linear_response(
             `grad_added_to_main_grad`, as Megatron's gradient accumulation fusion does.
         chunk_tokens: tokens a chunk; None: as many as `memory_bytes` allows.
         memory_bytes: bound on the logits of one chunk, both models together.
+        kernels: who does the element-wise part, with the same result to rounding: torch's
+            operations, or Triton's kernels (CUDA; float64 and sparse targets stay with torch).
 
     Returns:
         The weighted and scaled total and the sums in nats: "ce", and with a teacher `settings.name`
@@ -129,6 +133,7 @@ def fused_linear_response(
     Raises:
         VocabularyMismatchError: shards do not cover the vocabulary or differ between the models.
         DataError: shapes that do not fit, or a label outside the vocabulary at a valid token.
+        ConfigError: settings that do not go together, or kernels that cannot run here.
 
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2; the gradient in the forward pass after
         Liger Kernel, arXiv:2410.10989, section 3.2.
@@ -168,6 +173,7 @@ def fused_linear_response(
         group=tp_group,
         chunk_tokens=chunk_tokens
         or _chunk_tokens(len(tokens), memory_bytes, vocab_size, student_head, teacher, tp_group),
+        kernels=kernels,
     )
     if accumulate_into_main_grad and _wants_grad(student_head):
         _check_main_grad(student_head)

@@ -295,6 +295,7 @@ def response_parts(
         teacher_sequence_parallel=sequence_parallel,
         accumulate_into_main_grad=model.config.gradient_accumulation_fusion,
         chunk_tokens=model.plan.objective.chunk_tokens,
+        kernels=model.plan.objective.kernels,
     )
 
 

@@ -21,6 +21,7 @@ from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, ConfigError
+from ekd_nemo.losses.kernels import check_triton
 from ekd_nemo.models.checkpointing import (
     StepCheckpoint,
     checkpoint_step,
@@ -123,6 +124,8 @@ def prepare_engine(recipe: Recipe, student: Architecture, teacher: Architecture 
     # without that, rank 0 fails at its first checkpoint (nemo/lightning/one_logger_callback.py).
     CallbackGroup.get_instance().callbacks.clear()
     _check_device(recipe)
+    if recipe.objective.kernels == "triton":
+        check_triton("cuda" if torch.cuda.is_available() else "cpu")
     check_fp8(
         recipe, student, teacher, sequence_length(recipe.data.path) * recipe.train.micro_batch_size
     )

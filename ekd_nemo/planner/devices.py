@@ -69,6 +69,7 @@ def _losses(found: Scenario, stage: int) -> Losses:
         sums,
         objective.chunk_tokens,
         features,
+        in_place=objective.kernels == "triton" and (response is None or found.dense),
     )
 
 

@@ -17,7 +17,7 @@ from ekd_nemo.planner.timing import Work
 Kind = Literal["gpu", "cpu"]
 # The bound on one chunk's logits, losses.response.DEFAULT_MEMORY_BYTES.
 LOSS_CHUNK_BYTES: Final = 96 << 20
-# One temporary of [rows, vocabulary] in the loss, losses.fused_linear.TILE_BYTES_*. How many live together: shifted
+# One temporary of [rows, vocabulary] in the loss, losses.torch_chunk.TILE_BYTES_*. How many live together: shifted
 # logits; with sparse targets their gradient; with dense ones both models', their difference and the teacher's softmax.
 TILE_BYTES: Final[dict[Kind, int]] = {"cpu": 1 << 20, "gpu": 64 << 20}
 TILES_OF_CE: Final = 1
@@ -53,6 +53,7 @@ class Losses:
         whole_rows: its gradient needs a sum over the whole vocabulary (all but dense forward KL).
         chunk_tokens: tokens whose logits exist at once; None: from the bound.
         features: of the feature loss.
+        in_place: by kernels that make nothing of the logits' size beside them.
     """
 
     teacher_width: int = 0
@@ -61,6 +62,7 @@ class Losses:
     whole_rows: bool = False
     chunk_tokens: int | None = None
     features: Features = Features()
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _loss_bytes(work: Work, kind: Kind, losses: Losses) -> float:
     response = TILES_OF_DENSE if losses.dense else TILES_OF_SPARSE
     number = response if losses.compares else TILES_OF_CE
     number += tile < rows  # the tile before is let go of when the next has been made
-    tiles = number * tile * columns * 4
+    tiles = 0 if losses.in_place else number * tile * columns * 4
     # The gradients of head (summed in fp32) and hidden states, which wait for the backward pass.
     head = 4 * _vocabulary_elements(work) if work.trained == "full" else 0
     if head and work.precision != "fp32":

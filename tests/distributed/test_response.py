@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ekd_nemo.errors import EkdError
+from ekd_nemo.losses.chunk import Kernels
 from ekd_nemo.losses.response import ResponseSettings, fused_linear_response
 from ekd_nemo.losses.sparse import SparseTargets
 from ekd_nemo.losses.vocab import VocabularyMismatchError
@@ -23,6 +24,7 @@ from tests.unit.losses.references import (
     sparse_reference,
     top_k_of,
 )
+from tests.unit.losses.test_kernels import needs_triton
 
 KINDS = ("forward_kl", "reverse_kl", "jsd", "total_variation")
 # float32 rounds at 6e-8; a few dozen sums and two products leave norm-wise errors of about 3e-7.
@@ -56,6 +58,7 @@ def _solve(
     sequence_parallel: bool,
     uneven: bool,
     targets: SparseTargets | None = None,
+    kernels: Kernels = "torch",
 ) -> tuple[Any, torch.Tensor, torch.Tensor, tuple[int, int]]:
     start, stop = _shard(rank, world_size, len(pair.head), uneven)
     part = NUM_TOKENS // world_size
@@ -78,6 +81,7 @@ def _solve(
         sequence_parallel=sequence_parallel,
         teacher_sequence_parallel=sequence_parallel,
         chunk_tokens=5,
+        kernels=kernels,
         **WEIGHTS,
     )
     parts.total.backward()
@@ -147,6 +151,30 @@ def _everything(rank: int, world_size: int) -> list[str]:
 def test_shards_give_the_single_process_value_and_gradient(world_size: int, tmp_path: Path) -> None:
     """All divergences and teachers, paddings, uneven shards, sequence parallelism, both types."""
     for wrong in run_ranks(_everything, world_size, tmp_path):
+        assert wrong == []
+
+
+def _triton_options(rank: int, world_size: int) -> list[str]:
+    """Triton's kernels in its interpreter, which is slow: each divergence once a padding."""
+    wrong: list[str] = []
+    # 48 rows on 2 ranks: the second holds padding only, and takes part in every sum.
+    for padded, temperature in ((24, 2.5), (48, 1.0)):
+        pair = _pair(padded).to(torch.float32)
+        for kind in KINDS:
+            settings = ResponseSettings(kind, temperature, 0.3)
+            want = response_reference(pair, kind, temperature, 0.3, **WEIGHTS)
+            sequence_parallel = kind == "jsd"
+            outcome = _solve(
+                rank, world_size, pair, settings, sequence_parallel, False, kernels="triton"
+            )
+            wrong += [f"{padded=} {settings}: {w}" for w in _check(outcome, want, kind, FLOAT32)]
+    return wrong
+
+
+@needs_triton
+def test_tritons_kernels_on_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for wrong in run_ranks(_triton_options, 2, tmp_path):
         assert wrong == []
 
 

@@ -3,6 +3,7 @@
     python tools/bench/losses.py                    1,024 tokens, H 576, V 49,152, fp32, CPU
     python tools/bench/losses.py --case h100        8,192 tokens, H 2,048 and 4,096, V 128,256, bf16, CUDA
     python tools/bench/losses.py --case h100_tp8    the same with one eighth of the vocabulary
+    python tools/bench/losses.py --case h100 --only "ours, Triton"    do the Triton kernels beat torch?
 
 Each measurement is forward and backward of the sum of cross-entropy and divergence, gradients of
 hidden states and head included, in a process of its own. Memory is what the step adds at its peak
@@ -65,7 +66,7 @@ class Inputs:
 Step = Callable[[Inputs, str], Any]
 
 
-def _ours(inputs: Inputs, loss: str) -> Any:
+def _ours(inputs: Inputs, loss: str, kernels: str = "torch") -> Any:
     import torch
 
     from ekd_nemo.losses.response import ResponseSettings, fused_linear_response
@@ -81,7 +82,15 @@ def _ours(inputs: Inputs, loss: str) -> Any:
         weight_ce=0.5,
         weight_response=0.5,
         vocab_size=len(inputs.head),
+        kernels=kernels,  # type: ignore[arg-type]
     ).total
+
+
+def _ours_triton(inputs: Inputs, loss: str) -> Any:
+    """The same with Triton's kernels for the element-wise part."""
+    if not inputs.hidden.is_cuda:
+        raise NotImplementedError("needs a CUDA device")
+    return _ours(inputs, loss, "triton")
 
 
 def _both_logits(inputs: Inputs) -> tuple[Any, Any]:
@@ -174,6 +183,7 @@ def _modelopt(inputs: Inputs, loss: str) -> Any:
 
 PEERS: dict[str, Step] = {
     "ours": _ours,
+    "ours, Triton": _ours_triton,
     "naive torch": _naive,
     "Liger distill, chunk 1024 (default), eager": _liger(1024, compiled=False),
     "Liger distill, chunk 128, eager": _liger(128, compiled=False),

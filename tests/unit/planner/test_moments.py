@@ -81,6 +81,9 @@ def test_the_loss_is_bounded_unless_rows_must_be_whole() -> None:
     assert rows - tiles == pytest.approx(2 * 2 * LOSS_CHUNK_BYTES - 3 * (64 << 20), rel=0.1)
     chunked = Losses(4096, dense=True, compares=True, chunk_tokens=1)
     assert fullest_moment(last, "gpu", 0, chunked).loss < plain - 0.9 * LOSS_CHUNK_BYTES
+    in_place = Losses(4096, True, True, whole_rows=True, in_place=True)
+    saved = whole - fullest_moment(last, "gpu", 0, in_place).loss
+    assert saved == pytest.approx(4 * LOSS_CHUNK_BYTES, rel=0.1)
 
 
 def test_recomputation_saves_layers_and_attention_keeps_no_scores() -> None:
