@@ -21,6 +21,6 @@ def test_a_helper_outlives_the_signals_that_stop_a_run() -> None:
         assert process.stdout.readline() == "ready\n"
         for each in (signal.SIGTERM, signal.SIGUSR1):
             process.send_signal(each)
-        said, _ = process.communicate("still here\n", timeout=60)
+        said, _ = process.communicate("still here\n", timeout=180)
     assert said == "still here\n"
     assert process.returncode == 0

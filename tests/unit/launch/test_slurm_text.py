@@ -185,7 +185,7 @@ def run_script(
         },
         capture_output=True,
         check=False,
-        timeout=30,
+        timeout=120,
     )
     return done, asked.read_text().splitlines() if asked.is_file() else []
 

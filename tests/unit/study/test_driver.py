@@ -30,7 +30,7 @@ def test_a_signal_lets_the_command_save_and_is_remembered() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=60)[0].splitlines() == ["saved", "75 True"]
+    assert process.communicate(timeout=180)[0].splitlines() == ["saved", "75 True"]
 
 
 def test_a_dry_run_prints_every_command_and_writes_nothing(

@@ -38,7 +38,7 @@ def read_record(run: RunDir) -> Record:
     return record
 
 
-def wait_for(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 120.0) -> None:
     """Poll; fail the test when it takes too long."""
     give_up_s = time.monotonic() + timeout_s
     while not condition():

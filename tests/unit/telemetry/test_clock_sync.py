@@ -28,7 +28,7 @@ class SlowStore:
 
     def get(self, key: str) -> bytes:
         with self._changed:
-            assert self._changed.wait_for(lambda: key in self._values, timeout=30)
+            assert self._changed.wait_for(lambda: key in self._values, timeout=120)
             return self._values[key].encode()
 
 

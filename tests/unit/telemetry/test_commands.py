@@ -22,7 +22,7 @@ RECORD = ["telemetry", "record", "--meter", "estimate", "--run-id", "x"]
 
 def ekd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "ekd_nemo", *words]
-    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
 
 
 def code_of(script: str) -> list[str]:
@@ -116,7 +116,7 @@ def test_doctor_says_what_would_be_measured(
     poison.write_text("raise ImportError('doctor imported torch')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     argv = [sys.executable, "-m", "ekd_nemo", "doctor", "--json"]
-    done = subprocess.run(argv, env=environment, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(argv, env=environment, capture_output=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out

@@ -29,7 +29,7 @@ def test_a_sampler_rolls_and_the_record_stays_whole(
     boards = [Board(uuid=f"{gpu_uuid}-{n}", curve=[(0.0, 300.0)]) for n in range(4)]
     install_gpus(*boards).begin()
     with Sampler(run, SamplerSettings(roll_mib=0.02)) as sampler:
-        wait_for(run.segment_files, timeout_s=30)
+        wait_for(run.segment_files)
         time.sleep(0.5)
         uuids = sampler.uuids()
     run.run_json.write_text("{}")
@@ -74,7 +74,7 @@ def test_what_cannot_be_packed_stays_and_is_not_tried_for_ever(tmp_path: Path) -
     part = tmp_path / "power-n.1.jsonl"
     part.mkdir()
     packer = Packer(tmp_path / "power-n.jsonl")
-    wait_for(lambda: packer.poke() or packer.failed, timeout_s=30)
+    wait_for(lambda: packer.poke() or packer.failed)
     packer.poke()
     assert packer.failed == 1
     assert part.exists()
