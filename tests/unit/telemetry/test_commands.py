@@ -22,7 +22,9 @@ RECORD = ["telemetry", "record", "--meter", "estimate", "--run-id", "x"]
 
 def ekd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "ekd_nemo", *words]
-    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(
+        argv, cwd=folder, capture_output=True, text=True, timeout=180, check=False
+    )
 
 
 def code_of(script: str) -> list[str]:
