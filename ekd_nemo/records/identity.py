@@ -150,9 +150,13 @@ class RunIdentity(_Section):
 def recipe_hash(resolved: Mapping[str, Any]) -> str:
     """First twelve hex digits of SHA-256 of the resolved recipe's JSON, without `seed` and `repeats`.
 
-    So the repeats of a recipe share it, however many there are.
+    So the repeats of a recipe share it, however many there are. `objective.kernels` is left out as well: who
+    computes the loss is no part of what is computed, and a run may go on where there is no Triton.
     """
     body = {key: value for key, value in resolved.items() if key not in ("seed", "repeats")}
+    if "objective" in body:
+        objective: Mapping[str, Any] = body["objective"]
+        body["objective"] = {key: objective[key] for key in objective if key != "kernels"}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

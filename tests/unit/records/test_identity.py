@@ -32,6 +32,8 @@ def test_hash_ignores_the_seed_and_the_order_of_keys_and_nothing_else() -> None:
     assert recipe_hash(RECIPE) == recipe_hash({**RECIPE, "seed": 4, "repeats": 5})
     assert recipe_hash(RECIPE) == recipe_hash(dict(reversed(RECIPE.items())))
     assert recipe_hash(RECIPE) != recipe_hash({**RECIPE, "train": {"steps": 6, "lr": 1e-4}})
+    by = [{**RECIPE, "objective": {"alpha": 0.5, "kernels": name}} for name in ("torch", "triton")]
+    assert recipe_hash(by[0]) == recipe_hash(by[1]) != recipe_hash(RECIPE)
     run_id = make_run_id("r", RECIPE, 3)
     assert run_id == f"r-{recipe_hash(RECIPE)[:8]}-s3"
 
