@@ -8,8 +8,9 @@ from ekd_nemo.config.placement import stands_alike
 from ekd_nemo.planner.assumptions import BYTES, Assumptions
 from ekd_nemo.planner.layout import Layout
 from ekd_nemo.planner.memory import GIB, Memory, student_memory, teacher_memory
-from ekd_nemo.planner.moments import Features, Kind, Losses
+from ekd_nemo.planner.moments import Features, Kind, Losses, fullest_moment
 from ekd_nemo.planner.scenario import Scenario
+from ekd_nemo.planner.timing import Work
 
 # Steps whose samples are read and decoded ahead of the student, teacher.cache.source.CachedTeacher.
 READ_AHEAD: Final = 2
@@ -23,11 +24,11 @@ def device_memory(found: Scenario, cluster: Cluster, a: Assumptions) -> dict[str
     students = [replace(_student(found, kind, stage), reserve=reserve) for stage in stages]
     if found.teacher is None:
         return {"student": max(students, key=_total)}
-    taught = found.teacher.layout
+    taught, works = found.teacher.layout, _by_microbatch(found)
     if found.placement == "split":
         teachers = [
             replace(
-                teacher_memory(found.teacher, kind, stage, head=False),
+                teacher_memory(works, kind, stage, head=False),
                 buffers=_waiting(found, stage),
                 reserve=reserve,
             )
@@ -36,7 +37,7 @@ def device_memory(found: Scenario, cluster: Cluster, a: Assumptions) -> dict[str
         return {"student": max(students, key=_total), "teacher": max(teachers, key=_total)}
     own = found.student.layout
     both = {(own.stage_of(rank), taught.stage_of(rank)) for rank in range(own.ranks)}
-    shared = [_with_teacher(found, kind, students[first], second) for first, second in both]
+    shared = [_with_teacher(found, kind, students[first], first, second) for first, second in both]
     return {"student": max(shared, key=_total)}
 
 
@@ -106,16 +107,23 @@ def _head_rows(found: Scenario, stage: int) -> int:
     return rows * teacher.arch.hidden_size * BYTES[teacher.precision]
 
 
-def _with_teacher(found: Scenario, kind: Kind, student: Memory, stage: int) -> Memory:
-    """The same rank with its part of a shared teacher."""
+def _by_microbatch(found: Scenario) -> Work:
+    """The teacher as it works: a microbatch of the student at a time."""
     assert found.teacher is not None
+    return replace(found.teacher, micro_batch=found.student.micro_batch)
+
+
+def _with_teacher(found: Scenario, kind: Kind, student: Memory, own: int, stage: int) -> Memory:
+    """The rank of the student's stage `own` with its part of a shared teacher, which stands at `stage`."""
     assert found.recipe.teacher is not None
-    teacher = teacher_memory(found.teacher, kind, stage, head=_stands_alike(found))
+    teacher = teacher_memory(_by_microbatch(found), kind, stage, head=_stands_alike(found))
     # The CPU has no other memory to put weights away to.
     away = found.recipe.teacher.offload and kind == "gpu"
     weights = 0 if away else teacher.teacher_weights
     forward = teacher.teacher_forward + teacher.teacher_weights - weights
-    freed = student.activations + student.loss
+    # Nothing of the student's fullest moment is there yet, which may be that of the update.
+    update = fullest_moment(found.student, kind, own, _losses(found, own)).optimizer
+    freed = student.activations + student.loss + int(update)
     return replace(student, teacher_weights=weights, teacher_forward=max(0, forward - freed))
 
 

@@ -64,6 +64,12 @@ CASES: dict[str, tuple[int, Case]] = {
             (PP2, "student.parallel.virtual_pipeline=2", "train.micro_batch_size=1"),
         ),
     ),
+    "shared, PP 2, full": (2, ("smoke_response", (PP2, "student.recompute=full"))),
+    "relaid, PP 2, teacher DP 2": (2, ("smoke_response", (PP2, "teacher.parallel.pipeline=1"))),
+    "split 1+2": (
+        3,
+        ("smoke_response_split", ("teacher.split.ranks=2", "teacher.parallel.pipeline=2")),
+    ),
     "shared, TP 3, SP, full": (3, ("smoke_response", (TP3, SP, "student.recompute=full"))),
 }
 QUICK = "shared, PP 2"

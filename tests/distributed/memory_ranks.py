@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Parallel, Recipe
+from ekd_nemo.models.precision import DTYPES
 from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.weights.source import tensor_shapes
 from ekd_nemo.parallel.batch import Microbatch
@@ -81,7 +82,7 @@ def split_counted(rank: int, world: int, what: Case, folder: Path) -> Counts:
     case = recipe(what)
     assert case.teacher is not None
     assert case.teacher.split is not None
-    sides = split_sides(case, rank, world)
+    precision, sides = case.teacher.precision, split_sides(case, rank, world)
     assert sides is not None
     with side(sides.seat, folder) as joint, LiveBytes() as live:
         if sides.seat.side == "teacher":
@@ -90,10 +91,10 @@ def split_counted(rank: int, world: int, what: Case, folder: Path) -> Counts:
         place, head = sides.student.place(sides.seat.rank), None
         with live.part("buffers"):
             if place.pipeline == sides.student.pipeline - 1:
-                head = head_rows(Same(TEACHER), sides.student, place, "fp32")
+                head = head_rows(Same(TEACHER), sides.student, place, precision)
         transport = case.teacher.split.transport
         remote = Remote(sides.teacher, TEACHER.num_layers, TEACHER.hidden_size, transport)
-        teacher = SplitTeacher(joint, remote, sides.student, head, torch.float32)
+        teacher = SplitTeacher(joint, remote, sides.student, head, DTYPES[precision])
         step(case, live, teacher, batches(case))
         parallel_state.destroy_model_parallel()
         return dict(live.fullest)
@@ -108,7 +109,7 @@ def _served(what: Recipe, sides: Sides, joint: Joint, live: LiveBytes) -> Counts
     assert what.teacher.split is not None
     started(what.teacher.parallel or what.student.parallel)
     with live.part("teacher_weights"):
-        stage = frozen_stage(Same(TEACHER), sides.teacher, "fp32", LENGTH)
+        stage = frozen_stage(Same(TEACHER), sides.teacher, what.teacher.precision, LENGTH)
     gc.collect()
     live.restart()  # what loading took is not of a step
     split = what.teacher.split
@@ -147,17 +148,17 @@ def _teacher(what: Recipe, folder: Path, live: LiveBytes, given: list[Microbatch
         return None
     if what.teacher.placement == "cached":
         return _cached(what, folder, given)
-    source, world = Same(TEACHER), dist.get_world_size()
+    source, world, precision = Same(TEACHER), dist.get_world_size(), what.teacher.precision
     student = Layout.of(what.student.parallel, world)
     with live.part("teacher_weights"):
         if stands_alike(what, STUDENT, TEACHER):
-            return shared_teacher(source, student, "fp32", LENGTH)
+            return shared_teacher(source, student, precision, LENGTH)
         cut = Layout.of(what.teacher.parallel or what.student.parallel, world)
-        stage = frozen_stage(source, cut, "fp32", LENGTH)
+        stage = frozen_stage(source, cut, precision, LENGTH)
     place, head = student.place(dist.get_rank()), None
     with live.part("buffers"):
         if place.pipeline == student.pipeline - 1:
-            head = head_rows(source, student, place, "fp32")
+            head = head_rows(source, student, place, precision)
     return RelaidTeacher(stage, student, head)
 
 
@@ -198,7 +199,7 @@ def _cached(what: Recipe, folder: Path, given: list[Microbatch]) -> CachedTeache
     cut, rank = what.student.parallel, parallel_state.get_tensor_model_parallel_rank()
     standing = Standing(
         torch.device("cpu"),
-        torch.float32,
+        DTYPES[what.student.precision],
         stage=parallel_state.get_pipeline_model_parallel_rank(),
         last_stage=parallel_state.is_pipeline_last_stage(),
         sequence_rank=rank if cut.sequence_parallel else 0,
@@ -231,16 +232,18 @@ def student_chunks(what: Recipe, live: LiveBytes) -> tuple[list[Any], Any]:
         finalize_model_grads,
     )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.transformer.module import Float16Module
 
     from ekd_nemo.models.config import decoder_config
     from ekd_nemo.models.distill import METHODS
     from ekd_nemo.models.terms import loss_plan
 
+    dtype = DTYPES[what.student.precision]
     config = decoder_config(
         STUDENT,
         what.student.parallel,
         LENGTH,
-        torch.float32,
+        dtype,
         recompute=what.student.recompute,
     )
     first = METHODS[what.method](config, None, loss_plan(what.objective, STUDENT, TEACHER), 1)
@@ -250,6 +253,8 @@ def student_chunks(what: Recipe, live: LiveBytes) -> tuple[list[Any], Any]:
     for number, chunk in enumerate(chunks):
         with live.part("student_weights"):
             chunk.configure_model(number if virtual else None)
+            if dtype != torch.float32:  # as NeMo's plugin for mixed precision does
+                chunk.module = Float16Module(config, chunk.module)
         with live.part("gradients"):
             settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
             chunk.module = DistributedDataParallel(config, settings, chunk.module)
@@ -258,7 +263,9 @@ def student_chunks(what: Recipe, live: LiveBytes) -> tuple[list[Any], Any]:
     config.finalize_model_grads_func = finalize_model_grads
     with live.part("optimizer"):
         optimizer = get_megatron_optimizer(
-            OptimizerConfig(optimizer="adam", lr=1e-3),
+            OptimizerConfig(
+                optimizer="adam", lr=1e-3, bf16=dtype == torch.bfloat16, params_dtype=dtype
+            ),
             [chunk.module for chunk in chunks],
             use_gloo_process_groups=False,
         )
