@@ -76,11 +76,14 @@ def to_gradient(p: Problem, chunk: Chunk, want_gradient: bool) -> Tensor:
 def _launch(
     p: Problem, chunk: Chunk, sum_g: Tensor | None, *, values: bool, gradient: bool
 ) -> Tensor:
-    """Run the kernel; return its values and sums of g by block [2, c, blocks], if it makes them."""
+    """Run the kernel; return its values and sums of g by block [2, c, blocks], if it makes them.
+
+    Where the sum of g is known (forward KL) the second is left as it was allocated.
+    """
     z, terms, divergence = chunk.z_s, p.terms, p.terms.divergence
     num_rows, num_columns = z.shape
     block, num_blocks = _blocks(num_columns)
-    parts = z.new_zeros((2, num_rows, num_blocks if values else 0), dtype=p.acc)
+    parts = z.new_empty((2, num_rows, num_blocks if values else 0), dtype=p.acc)
     if num_columns == 0:
         return parts
     _RESPONSE[(num_rows * num_blocks,)](

@@ -83,7 +83,8 @@ def response_kernel(
         value, g = _terms(log_q, log_p, q, beta, log_beta, log_rest, KIND)
         if VALUES:
             tl.store(value_ptr + program, tl.sum(tl.where(inside, value, 0.0), 0))
-            tl.store(g_ptr + program, tl.sum(tl.where(inside, g, 0.0), 0))
+            if KIND != "forward_kl":
+                tl.store(g_ptr + program, tl.sum(tl.where(inside, g, 0.0), 0))
         softmax = q if UNSCALED else tl.exp(shifted - tl.load(log_z_ce_ptr + row))
         if KIND == "forward_kl":
             grad = weight_response * (g + q) + weight_ce * softmax

@@ -13,7 +13,7 @@ turn, so that a busy minute hits all of them. CPU seconds stand beside, as other
 slow them by waiting.
 
 Peers that are not pinned by this project are looked for in --peers, a folder made by
-    pip install --target FOLDER --no-deps liger-kernel torchtune torchao triton
+    pip install --target FOLDER --no-deps liger-kernel torchtune torchao
 What cannot be imported or run is shown as n/a with its reason.
 """
 

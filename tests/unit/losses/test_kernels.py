@@ -1,7 +1,7 @@
 """Triton's kernels against torch's operations and float64, and which of them is taken.
 
 Triton reads TRITON_INTERPRET when it is imported: its interpreter runs in a process of its own.
-It cuts float32 off to bfloat16 where a GPU rounds, so its error is twice as large there.
+It cuts float32 off to bfloat16 where a GPU rounds, so its error is up to twice as large there.
 """
 
 import importlib.util
