@@ -3,12 +3,13 @@
 import math
 import random
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from ekd_nemo.metrics.energy import RunEnergy, run_energy
+from ekd_nemo.metrics.energy import RunEnergy, energy_of, run_energy
 from ekd_nemo.metrics.ledger import Ledger, build_ledger, ledger_of_run
 from ekd_nemo.metrics.mark_lines import read_marks
 from ekd_nemo.metrics.series import read_telemetry
@@ -295,6 +296,61 @@ def test_an_attempt_without_a_step_in_the_weights_is_lost_whole(tmp_path: Path) 
     recorder.phase(0, "student_train", 90, 190, attempt=2)
     recorder.step(0, 150, 1, 100, attempt=2)
     assert value(energy(tmp_path, recorder).lost) == pytest.approx(300 * 40)
+
+
+def test_a_start_that_crashed_is_lost_and_counts(tmp_path: Path) -> None:
+    """Of three starts the first ends in `prerun`, the second is killed in its first step; both came to nothing."""
+    recorder = one_gpu(300, 300)
+    recorder.phase(0, "prerun", 10, 30)
+    recorder.phase(0, "prerun", 100, 110, attempt=2)
+    recorder.phase(0, "student_train", 110, 125, attempt=2)
+    recorder.phase(0, "prerun", 200, 210, attempt=3)
+    recorder.phase(0, "student_train", 210, 250, attempt=3)
+    recorder.step(0, 240, 1, 100, attempt=3)
+    result = energy(tmp_path, recorder)
+    assert value(result.e_run) == pytest.approx(300 * (20 + 25 + 50))
+    assert value(result.lost) == pytest.approx(300 * (20 + 25))
+
+
+def test_the_newest_start_is_not_lost_yet(tmp_path: Path) -> None:
+    recorder = one_gpu(300, 300)
+    recorder.phase(0, "student_train", 10, 60)
+    recorder.step(0, 60, 1, 100)
+    recorder.phase(0, "prerun", 100, 110, attempt=2)
+    assert energy(tmp_path / "one", recorder).lost.value == 0
+    recorder.phase(0, "prerun", 200, 210, attempt=3)
+    assert value(energy(tmp_path / "two", recorder).lost) == pytest.approx(300 * 10)
+
+
+ATTEMPTS = {
+    "start": (("prerun", 10),),
+    "first step": (("prerun", 4), ("student_train", 6)),
+    "shards": (("preprocess", 10),),
+    "cache": (("prerun", 4), ("teacher_cache", 6)),
+    "export": (("checkpoint", 10),),
+    "step": (("prerun", 4), ("student_train", 6)),
+}
+
+
+@settings(max_examples=20, phases=NO_SHRINK)
+@given(st.lists(st.sampled_from(sorted(ATTEMPTS)), max_size=8))
+def test_what_is_kept_and_what_is_lost_make_up_e_run(kinds: list[str]) -> None:
+    recorder = one_gpu(300, 30 * (len(kinds) + 1))
+    for number, kind in enumerate([*kinds, "step"], 1):
+        at = 30 * number - 20
+        for phase, length in ATTEMPTS[kind]:
+            recorder.phase(0, phase, at, at + length, attempt=number)
+            at += length
+        if kind == "step":
+            recorder.step(0, at, number, 100, attempt=number)
+    with TemporaryDirectory() as folder:
+        found = ledger(Path(folder), recorder)
+    result = run_energy(found)
+    kept = energy_of([row for row in found.rows if row.in_run and not row.lost], "")
+    assert value(kept) + value(result.lost) == pytest.approx(value(result.e_run))
+    crashed = sum(kind in ("start", "first step") for kind in kinds)
+    assert value(result.e_run) == pytest.approx(3000 * (len(kinds) + 1))
+    assert value(result.lost) == pytest.approx(3000 * crashed)
 
 
 def test_nothing_is_lost_where_an_attempt_saved_all_that_it_did(tmp_path: Path) -> None:
