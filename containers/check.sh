@@ -20,7 +20,7 @@ check() { # NAME PYTHON: runs the code, shows its last line
   fi
 }
 
-# Both by what is installed and by what is imported: the base has them as editable copies, which a path may still prefer.
+# Both by what is installed and by what is imported: the base has checkouts of both, which a path may still prefer.
 while IFS='=' read -r name _ wanted; do
   [ -n "$name" ] || continue
   check "$name" "
