@@ -121,7 +121,7 @@ def _dcgm(settings: MeterSettings) -> Meter:
     except MeterUnavailableError as error:
         reason = str(error).removeprefix("dcgm: ")
     try:
-        return DcgmMeter(url=settings.dcgm_url, uuids=settings.uuids)
+        return DcgmMeter(url=settings.dcgm_url, uuids=settings.uuids, node=settings.node)
     except MeterUnavailableError as error:
         raise MeterUnavailableError(f"{error}; {reason}") from None
 

@@ -4,7 +4,10 @@ Units: the exporter's W and mJ, MiB and degrees Celsius. Clock: CLOCK_MONOTONIC 
 the exporter renews its values each 30 s unless told otherwise, and a page without news gives nothing.
 Counter source: field 156, mJ since the driver was loaded.
 Covers: the whole board; on Grace-Hopper the module. MIG: only the board's figures are taken.
-Not covered: fields that the exporter's configuration leaves out; the DCGM bindings (dcgm_bindings.py).
+A Grace processor, where the exporter shows it (DCGM's CPU entity, field 1130), is a host device beside them.
+Not covered: fields that the exporter's configuration leaves out; the DCGM bindings (dcgm_bindings.py); nodes without
+a GPU; the parts of a socket beside the processor (hwmon tells a Grace socket whole).
+Source: NVIDIA/dcgm-exporter, internal/pkg/rendermetrics; NVIDIA/DCGM, dcgm_fields.h and the names of dcgm_fields.py.
 """
 
 import time
@@ -17,6 +20,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from ekd_nemo.meter.cpu import package_uuid
 from ekd_nemo.meter.nvml import UNCERTAINTY_PCT, visible_uuids
 from ekd_nemo.meter.protocol import (
     CounterReading,
@@ -26,7 +30,7 @@ from ekd_nemo.meter.protocol import (
     PowerReading,
     StateReading,
 )
-from ekd_nemo.records.clock import Instant, now
+from ekd_nemo.records.clock import Instant, node_name, now
 from ekd_nemo.records.lines import Source
 from ekd_nemo.units import MW_PER_W
 
@@ -45,10 +49,16 @@ TEMPERATURE: Final = ("DCGM_FI_DEV_GPU_TEMP",)
 SM_CLOCK: Final = ("DCGM_FI_DEV_SM_CLOCK",)
 MEMORY_CLOCK: Final = ("DCGM_FI_DEV_MEM_CLOCK",)
 
+# of the CPU entity, which the page tells by cpu="N" instead of a UUID; the second names are those of newer DCGM
+CPU_POWER: Final = ("DCGM_FI_DEV_CPU_POWER_UTIL_CURRENT", "DCGM_FI_DEV_CPU_POWER_WATTS")  # 1130
+CPU_LIMIT: Final = ("DCGM_FI_DEV_CPU_POWER_LIMIT", "DCGM_FI_DEV_CPU_POWER_LIMIT_WATTS")  # 1131
+CPU_UTIL: Final = ("DCGM_FI_DEV_CPU_UTIL_TOTAL",)  # 1100, of 1
+CPU_TEMPERATURE: Final = ("DCGM_FI_DEV_CPU_TEMP_CURRENT", "DCGM_FI_DEV_CPU_TEMP_CELSIUS")  # 1110
+
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """One scrape: values by GPU and field name, and each GPU's product name."""
+    """One scrape: values by device and field name, and each GPU's product name."""
 
     at: Instant
     values: Mapping[str, Mapping[str, float]]
@@ -70,6 +80,7 @@ class DcgmMeter:
     Args:
         url: the exporter's page; http or https.
         uuids: GPUs to read; None: those in CUDA_VISIBLE_DEVICES if it holds UUIDs, else all shown.
+        node: this node's name, of which processors are named; None: as records name it.
     Raises: MeterUnavailableError if the page cannot be read, shows no GPU with power, or lacks one of `uuids`.
     """
 
@@ -77,11 +88,13 @@ class DcgmMeter:
     source: Source = "measured"
     exhausted: bool = False
 
-    def __init__(self, *, url: str, uuids: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, *, url: str, uuids: Sequence[str] | None = None, node: str | None = None
+    ) -> None:
         """Read the page once."""
         if urlsplit(url).scheme not in ("http", "https"):
             raise MeterUnavailableError(f"dcgm: {url}: an http or https address is needed")
-        self._url = url
+        self._url, self._node = url, node or node_name()
         self._scraped_s = time.monotonic()
         try:
             self._page = self._scrape()
@@ -96,13 +109,16 @@ class DcgmMeter:
         if missing or not self._uuids:
             what = f"GPU {missing[0]}" if missing else "any GPU"
             raise MeterUnavailableError(f"dcgm: {url} does not show the power of {what}")
+        self._cpus = [
+            uuid for uuid in self._page.values if self._page.value(uuid, CPU_POWER) is not None
+        ]
         self._counted: dict[str, int] = {}
-        self._told: dict[str, tuple[float | None, float | None]] = {}
+        self._told: dict[str, tuple[float | None, ...]] = {}
 
     @property
     def devices(self) -> Sequence[Device]:
-        """The GPUs."""
-        return [
+        """The GPUs, then the processors."""
+        gpus = [
             Device(
                 uuid=uuid,
                 name=self._page.names.get(uuid, "NVIDIA GPU"),
@@ -117,9 +133,21 @@ class DcgmMeter:
             )
             for uuid in self._uuids
         ]
+        return [*gpus, *(self._cpu(uuid) for uuid in self._cpus)]
+
+    def _cpu(self, uuid: str) -> Device:
+        return Device(
+            uuid=uuid,
+            name="NVIDIA Grace",
+            device_kind="cpu",
+            role="host",
+            covers="one processor as DCGM field 1130 tells it, all processes",
+            power_limit_mw=self._page.whole(uuid, CPU_LIMIT, MW_PER_W),
+            parameters={"exporter": self._url},
+        )
 
     def read_power(self) -> Sequence[PowerReading | Fault]:
-        """Power of the GPUs for which the exporter has something new."""
+        """Power of the devices for which the exporter has something new."""
         faults = self._renew()
         page, readings = self._page, list[PowerReading | Fault](faults)
         for uuid in self._uuids:
@@ -130,6 +158,13 @@ class DcgmMeter:
                 continue
             self._told[uuid] = told
             readings.append(PowerReading(uuid, page.at, average_mw, instant_mw))
+        for uuid in self._cpus:
+            power_mw = page.whole(uuid, CPU_POWER, MW_PER_W)
+            facts = (CPU_POWER, CPU_UTIL, CPU_TEMPERATURE)  # any of them tells that time has passed
+            told = tuple(page.value(uuid, fact) for fact in facts)
+            if power_mw is not None and told != self._told.get(uuid):
+                self._told[uuid] = told
+                readings.append(PowerReading(uuid, page.at, power_mw))
         return readings
 
     def read_counters(self) -> Sequence[CounterReading | Fault]:
@@ -145,7 +180,7 @@ class DcgmMeter:
     def read_state(self) -> Sequence[StateReading | Fault]:
         """Utilisation, memory, temperature and clocks of the last page."""
         page = self._page
-        return [
+        gpus = [
             StateReading(
                 uuid=uuid,
                 at=page.at,
@@ -157,6 +192,16 @@ class DcgmMeter:
             )
             for uuid in self._uuids
         ]
+        cpus = [
+            StateReading(
+                uuid=uuid,
+                at=page.at,
+                util_pct=page.whole(uuid, CPU_UTIL, 100),
+                temperature_c=page.whole(uuid, CPU_TEMPERATURE),
+            )
+            for uuid in self._cpus
+        ]
+        return [*gpus, *cpus]
 
     def close(self) -> None:
         """Nothing is held."""
@@ -175,11 +220,11 @@ class DcgmMeter:
     def _scrape(self) -> _Page:
         with urllib.request.urlopen(self._url, timeout=TIMEOUT_S) as answer:
             text = answer.read(PAGE_LIMIT_BYTES).decode()
-        return _parse(text, now())
+        return _parse(text, now(), self._node)
 
 
-def _parse(text: str, at: Instant) -> _Page:
-    """The page's board-level samples by UUID.
+def _parse(text: str, at: Instant, node: str) -> _Page:
+    """The page's samples of whole boards, by UUID, and of whole processors, by the ids that `node` gives them.
 
     Raises: ValueError if it is not in Prometheus' text format.
     """
@@ -188,6 +233,8 @@ def _parse(text: str, at: Instant) -> _Page:
     mig: set[str] = set()
     for name, labels, value in _samples(text):
         uuid = labels.get("UUID")
+        if uuid is None and "cpu" in labels and "cpucore" not in labels:
+            uuid = package_uuid(node, labels["cpu"])
         if uuid is None or not 0 <= value < float("inf"):
             continue
         if labels.get("GPU_I_ID"):

@@ -29,6 +29,27 @@ DCGM_FI_DEV_FB_USED{gpu="0",UUID="GPU-a"} 1024
 DCGM_FI_DEV_GPU_TEMP{gpu="0",UUID="GPU-a"} NaN
 """
 
+# As dcgm-exporter's template for the CPU entity writes it; a core has both labels, a processor only `cpu`.
+GRACE = """# TYPE %(power)s gauge
+%(power)s{cpu="0",Hostname="n"} %(watts)s
+%(power)s{cpu="1",Hostname="n"} NaN
+# TYPE %(limit)s gauge
+%(limit)s{cpu="0",Hostname="n"} 250.000000
+# TYPE DCGM_FI_DEV_CPU_UTIL_TOTAL gauge
+DCGM_FI_DEV_CPU_UTIL_TOTAL{cpucore="3",cpu="0",Hostname="n"} 0.990000
+DCGM_FI_DEV_CPU_UTIL_TOTAL{cpu="0",Hostname="n"} 0.125000
+# TYPE %(temperature)s gauge
+%(temperature)s{cpu="0",Hostname="n"} 61.500000
+"""
+OLD_NAMES = {
+    "power": "DCGM_FI_DEV_CPU_POWER_UTIL_CURRENT", "limit": "DCGM_FI_DEV_CPU_POWER_LIMIT",
+    "temperature": "DCGM_FI_DEV_CPU_TEMP_CURRENT",
+}  # fmt: skip
+NEW_NAMES = {
+    "power": "DCGM_FI_DEV_CPU_POWER_WATTS", "limit": "DCGM_FI_DEV_CPU_POWER_LIMIT_WATTS",
+    "temperature": "DCGM_FI_DEV_CPU_TEMP_CELSIUS",
+}  # fmt: skip
+
 
 class Exporter(ThreadingHTTPServer):
     """Shows `page`, or fails with `status`."""
@@ -80,6 +101,36 @@ def test_power_energy_and_state(exporter: Exporter) -> None:
     assert (first.util_pct, first.memory_used_bytes, first.temperature_c) == (97, 1 << 30, None)
     assert isinstance(second, StateReading)
     assert second.util_pct is None
+
+
+@pytest.mark.parametrize("names", [OLD_NAMES, NEW_NAMES], ids=["DCGM 3", "DCGM 4"])
+def test_a_grace_processor_is_a_host_device_beside_the_gpus(
+    exporter: Exporter, names: dict[str, str]
+) -> None:
+    boards = exporter.page
+    exporter.page = boards + GRACE % {**names, "watts": 113.1}
+    meter = DcgmMeter(url=exporter.url, uuids=["GPU-a"], node="n7")
+    gpu, cpu = meter.devices  # a processor without power is left out
+    assert (gpu.uuid, gpu.role) == ("GPU-a", "accelerator")
+    assert (cpu.uuid, cpu.device_kind, cpu.role) == ("CPU-n7-package-0", "cpu", "host")
+    assert cpu.power_limit_mw == 250_000
+    powers = {r.uuid: r.p_avg_mw for r in meter.read_power() if isinstance(r, PowerReading)}
+    assert powers == {"GPU-a": 312_345, cpu.uuid: 113_100}
+    assert [r.uuid for r in meter.read_counters() if isinstance(r, CounterReading)] == ["GPU-a"]
+    state = meter.read_state()[1]
+    assert isinstance(state, StateReading)
+    assert (state.uuid, state.util_pct, state.temperature_c) == (cpu.uuid, 12, 62)
+    assert meter.read_power() == []
+    exporter.page = boards + GRACE % {**names, "watts": 114.0}
+    assert [r.uuid for r in meter.read_power() if isinstance(r, PowerReading)] == [cpu.uuid]
+    exporter.page = boards  # the processor is gone: no sample, and never a 0
+    assert meter.read_power() == []
+
+
+def test_processors_alone_are_no_accelerator(exporter: Exporter) -> None:
+    exporter.page = GRACE % {**OLD_NAMES, "watts": 113.1}
+    with pytest.raises(MeterUnavailableError, match="does not show the power of any GPU"):
+        DcgmMeter(url=exporter.url)
 
 
 def test_a_page_without_news_gives_nothing(exporter: Exporter) -> None:
