@@ -13,12 +13,14 @@ turn, so that a busy minute hits all of them. CPU seconds stand beside, as other
 slow them by waiting.
 
 Peers that are not pinned by this project are looked for in --peers, a folder made by
-    pip install --target FOLDER --no-deps liger-kernel torchtune torchao
+    pip install --target FOLDER --no-deps liger-kernel torchtune
+torchtune's losses are taken from their own files: the package asks for a torchao that fits no newer torch.
 What cannot be imported or run is shown as n/a with its reason.
 """
 
 import argparse
 import ctypes
+import importlib.util
 import json
 import os
 import statistics
@@ -152,18 +154,31 @@ def _liger_fused_jsd(inputs: Inputs, loss: str) -> Any:
 
 def _torchtune(inputs: Inputs, loss: str) -> Any:
     """Chunked losses on whole logits, eight chunks (its default)."""
-    from torchtune.modules.loss import CEWithChunkedOutputLoss
-    from torchtune.modules.loss.kd_losses import ForwardKLWithChunkedOutputLoss
-
     if loss != "forward_kl":
         raise NotImplementedError("has no chunked JSD")
+    kl_loss = _file_of_torchtune("kd_losses").ForwardKLWithChunkedOutputLoss
+    ce_loss = _file_of_torchtune("ce_chunked_output_loss").CEWithChunkedOutputLoss
     z_s, z_t = _both_logits(inputs)
     chunks = [z[None].chunk(8, 1) for z in (z_s, z_t)]
     labels = inputs.labels[None]
     # Its KL leaves out the teacher's entropy, a constant: the same gradients.
-    kl = ForwardKLWithChunkedOutputLoss()(*chunks, labels)
-    ce = CEWithChunkedOutputLoss()(chunks[0], labels)
+    kl = kl_loss()(*chunks, labels)
+    ce = ce_loss()(chunks[0], labels)
     return (0.5 * ce + 0.5 * kl) * len(inputs.labels)
+
+
+def _file_of_torchtune(name: str) -> Any:
+    """One module of its losses, without the package around it."""
+    package = importlib.util.find_spec("torchtune")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("torchtune is not installed")
+    path = Path(package.submodule_search_locations[0]) / "modules" / "loss" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _modelopt(inputs: Inputs, loss: str) -> Any:
