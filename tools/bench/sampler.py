@@ -1,6 +1,6 @@
 """What a sampler costs: 8 simulated GPUs at 10 Hz, and marks beside a training step.
 
-    python tools/bench/sampler.py [--gpus 8] [--seconds 30]
+    python tools/bench/sampler.py [--gpus 8] [--seconds 30] [--rounds 400] [--only-step]
 
 CPU time is the kernel's account of the process (getrusage), as the sampler writes it into its stop line. The share
 spent inside the meter's calls is shown apart: here it is the simulated driver, in Python; on a real GPU it is NVML.
@@ -8,14 +8,16 @@ spent inside the meter's calls is shown apart: here it is the simulated driver, 
 
 import argparse
 import os
+import random
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from ekd_nemo.meter.choose import MeterSettings
 from ekd_nemo.records.jsonl import ReadReport, read_lines
@@ -31,8 +33,8 @@ from board import Board, Machine  # noqa: E402  # the tests' simulated boards, w
 
 PERCENT_PER_US_PER_S = 1e-4
 STEP_WORK = 60_000
-STEPS = 21
-PAIRS = 100
+STEPS = 15
+BOOTSTRAPS = 2000
 MARKS, MARK_BATCHES = 500, 9
 
 
@@ -81,41 +83,82 @@ def measure_sampler(run: RunDir, settings: SamplerSettings, duration_s: float) -
     )
 
 
-def step() -> float:
-    """Some work; the seconds it took."""
-    begin_s = time.perf_counter()
+def step() -> None:
+    """Some work, of three milliseconds or so."""
     total = 0
     for number in range(STEP_WORK):
         total += number * number
-    return time.perf_counter() - begin_s
 
 
-def measure_step(run: RunDir, settings: SamplerSettings) -> None:
-    """The same work with and without sampler and marks, in turns of a fraction of a second.
+def measure_step(run: RunDir, settings: SamplerSettings, rounds: int) -> None:
+    """The same work with and without sampler and marks, in turns of a few hundredths of a second, in drawn order.
 
-    Between its turns the sampler is frozen by SIGSTOP, so that drift of the machine hits both alike.
+    What is compared is the CPU time that the kernel counts for the training process: waiting for a core is not in it,
+    so that other work on the machine is not taken for the sampler's; what other work does to caches and clock rates
+    is, and hits the turns alike. Between its turns the sampler is frozen by SIGSTOP. Its own CPU time is told apart.
+    A second turn without it, the control, shows what these turns can tell.
     """
-    ratios: list[float] = []
+    drawn = random.Random(0)
     with Sampler(run, settings) as sampler:
         assert sampler.ready is not None
+        pid = sampler.ready.pid
         with Marks(run.marks(0), rank=0, uuids=sampler.uuids(), parallel={"data": 0}) as marks:
-            for _ in range(PAIRS):
-                os.kill(sampler.ready.pid, signal.SIGSTOP)
-                plain_s = statistics.median(step() for _ in range(STEPS))
-                os.kill(sampler.ready.pid, signal.SIGCONT)
-                ratios.append(statistics.median(marked_step(marks) for _ in range(STEPS)) / plain_s)
-    mean, error = statistics.mean(ratios) - 1, statistics.stdev(ratios) / PAIRS**0.5
-    print(
-        f"  step             {100 * mean:+.2f} % longer with them (standard error {100 * error:.2f} %)"
+            turns: dict[str, Callable[[], Turn]] = {
+                "plain": lambda: turn(pid, None),
+                "control": lambda: turn(pid, None),
+                "metered": lambda: turn(pid, marks),
+            }
+            found: list[dict[str, Turn]] = []
+            for _ in range(rounds):
+                order = drawn.sample(sorted(turns), len(turns))
+                found.append({name: turns[name]() for name in order})
+        os.kill(pid, signal.SIGCONT)  # so that it can be asked to end
+    for name, told in (("control", "without it again"), ("metered", "with them")):
+        ratios = [100 * (one[name].own_ns / one["plain"].own_ns - 1) for one in found]
+        low, high = median_interval(ratios, drawn)
+        print(
+            f"  {told:16} {statistics.median(ratios):+.2f} % of CPU time (95 %: {low:+.2f} to {high:+.2f})"
+        )
+    plain_ns = statistics.median(one["plain"].own_ns for one in found) / STEPS
+    apart = sum(one["metered"].sampler_ns for one in found) / sum(
+        one["metered"].wall_ns for one in found
     )
+    print(f"  a step           {plain_ns / 1e6:.2f} ms of CPU; {rounds} rounds of {STEPS} steps")
+    print(f"  the sampler      {100 * apart:.2f} % of a core in its turns, driver included")
 
 
-def marked_step(marks: Marks) -> float:
-    """A step that ends with its mark; the seconds of both."""
-    begin_s = time.perf_counter()
-    step()
-    marks.step(step=0, tokens=4096)
-    return time.perf_counter() - begin_s
+class Turn(NamedTuple):
+    """What some steps took: of this process's CPU time, of the sampler's, and of time."""
+
+    own_ns: int
+    sampler_ns: int
+    wall_ns: int
+
+
+def turn(pid: int, marks: Marks | None) -> Turn:
+    """Some steps, with marks while the sampler runs, or without them while it is frozen."""
+    os.kill(pid, signal.SIGSTOP if marks is None else signal.SIGCONT)
+    begun, sampler_ns, wall_ns = time.process_time_ns(), cpu_of(pid), time.perf_counter_ns()
+    for number in range(STEPS):
+        step()
+        if marks is not None:
+            marks.step(step=number, tokens=4096)
+    own_ns = time.process_time_ns() - begun
+    return Turn(own_ns, cpu_of(pid) - sampler_ns, time.perf_counter_ns() - wall_ns)
+
+
+def cpu_of(pid: int) -> int:
+    """CPU time of another process's threads so far in ns, by the scheduler's account."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+def median_interval(values: Sequence[float], drawn: random.Random) -> tuple[float, float]:
+    """The 95 % interval of the median, by drawing the values anew (bootstrap)."""
+    again = sorted(
+        statistics.median(drawn.choices(values, k=len(values))) for _ in range(BOOTSTRAPS)
+    )
+    return again[round(0.025 * BOOTSTRAPS)], again[round(0.975 * BOOTSTRAPS) - 1]
 
 
 def measure_marks(run: RunDir, settings: SamplerSettings) -> None:
@@ -155,21 +198,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--only-step", action="store_true", help="the comparison of steps alone")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         install_gpus(folder, args.gpus).begin()
         print(f"load {' '.join(f'{x:.1f}' for x in os.getloadavg())}, {os.cpu_count()} cores")
-        print(f"sampler with {args.gpus} simulated GPUs, {args.seconds:.0f} s:")
         nvml = SamplerSettings(meters=MeterSettings(meter="nvml"))
+        print("a step of some milliseconds with sampler and marks, in turns:")
+        measure_step(RunDir(folder / "step"), nvml, args.rounds)
+        if args.only_step:
+            return
+        print(f"sampler with {args.gpus} simulated GPUs, {args.seconds:.0f} s:")
         measure_sampler(RunDir(folder / "gpus"), nvml, args.seconds)
         print("sampler with the estimate of this machine's processor:")
         estimate = SamplerSettings(meters=MeterSettings(meter="estimate"))
         measure_sampler(RunDir(folder / "cpu"), estimate, args.seconds)
         print("marks, by the rank's own account:")
         measure_marks(RunDir(folder / "marks"), nvml)
-        print("a step of some milliseconds with sampler and marks, in turns:")
-        measure_step(RunDir(folder / "step"), nvml)
 
 
 if __name__ == "__main__":
