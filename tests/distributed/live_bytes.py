@@ -11,11 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+# Products, which a processor without instructions for 16 bits takes a hundred times as long for.
+_PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.bmm.default}
+
 
 class LiveBytes(TorchDispatchMode):
     """Sees every operation of its thread, backward passes included, and follows the storages that they make.
 
     A storage belongs to the part in which it was made, for as long as anything holds it.
+    Products of bfloat16 are made in float32, whose bytes are inside an operation.
     Not covered: what operations allocate and free inside, other threads, and message buffers of gloo.
 
     Attributes:
@@ -45,7 +49,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it gives."""
-        out = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS and args[0].dtype == torch.bfloat16:
+            out = _product(*args, **(kwargs or {}))
+        else:
+            out = func(*args, **(kwargs or {}))
         for each in tree_flatten(out)[0]:
             if isinstance(each, Tensor):
                 self._count(each.untyped_storage(), func, each)
@@ -63,3 +70,9 @@ class LiveBytes(TorchDispatchMode):
     def _gone(self, place: int, size: int, part: str) -> None:
         self.now[part] -= size
         del self._known[place]
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """The product of two matrices, or of batches of them, in float32, rounded."""
+    made = torch.matmul(left.float(), right.float()).to(torch.bfloat16)
+    return made if out is None else out.copy_(made)

@@ -34,6 +34,7 @@ LENGTH = 240  # the smoke recipes' 256, made divisible by three tensor ranks
 Case = tuple[str, tuple[str, ...]]
 TP3 = "student.parallel.tensor=3"
 SP = "student.parallel.sequence_parallel=true"
+BF16 = ("student.precision=bf16", "teacher.precision=bf16")
 PP2 = "student.parallel.pipeline=2"
 # Ranks, and the recipe with what is set in it. The first is quick enough for every day.
 CASES: dict[str, tuple[int, Case]] = {
@@ -70,6 +71,7 @@ CASES: dict[str, tuple[int, Case]] = {
         3,
         ("smoke_response_split", ("teacher.split.ranks=2", "teacher.parallel.pipeline=2")),
     ),
+    "shared, bf16": (1, ("smoke_response", BF16)),
     "shared, TP 3, SP, full": (3, ("smoke_response", (TP3, SP, "student.recompute=full"))),
 }
 QUICK = "shared, PP 2"
