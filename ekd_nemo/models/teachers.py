@@ -9,6 +9,7 @@ from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.placement import stands_alike, teacher_parallel
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.models.cached import cached_teacher
+from ekd_nemo.models.clocks import record_joint_clocks
 from ekd_nemo.models.frozen import frozen_stage, head_rows, shared_teacher
 from ekd_nemo.models.precision import DTYPES
 from ekd_nemo.models.sides import Sides
@@ -86,6 +87,7 @@ def split_teacher(
     assert recipe.teacher is not None
     assert recipe.teacher.split is not None
     joint = ending.enter_context(joined(sides.seat, run.logs, backend_here()))
+    record_joint_clocks(run, joint)
     if sides.seat.rank == 0:
         joint.tell_first_step(first_step)
     remote = Remote(
@@ -99,6 +101,7 @@ def split_teacher(
 def release_teacher(sides: Sides, run: RunDir, steps: int) -> None:
     """Tell a split teacher that all steps are done already: it has nothing to do."""
     with joined(sides.seat, run.logs, backend_here()) as joint:
+        record_joint_clocks(run, joint)
         if sides.seat.rank == 0:
             joint.tell_first_step(steps)
 

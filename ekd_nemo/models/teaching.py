@@ -15,6 +15,7 @@ from ekd_nemo.backend.device import compute_device
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.errors import EXIT_OK
+from ekd_nemo.models.clocks import record_joint_clocks
 from ekd_nemo.models.frozen import frozen_stage
 from ekd_nemo.models.passes import Passes
 from ekd_nemo.models.phases import PhaseClock
@@ -73,6 +74,7 @@ def teach(
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     marks, split = TeacherPhases(phases), recipe.teacher.split
     with joined(sides.seat, run.logs, backend_here(), on_end=marks.end_process) as joint:
+        record_joint_clocks(run, joint)
         dist.init_process_group(
             backend_here(),
             store=dist.PrefixStore("teacher", joint.store),

@@ -84,6 +84,10 @@ class RunDir:
         """How far the clocks of an attempt's nodes lay apart."""
         return self.telemetry / f"clocks-{attempt}.json"
 
+    def joint_clocks(self, attempt: int) -> Path:
+        """The same of both sides of a split run together."""
+        return self.telemetry / f"clocks-{attempt}-joint.json"
+
     def clock_files(self) -> list[Path]:
         """Those of all attempts on several nodes, sorted by name."""
         return sorted(self.telemetry.glob("clocks-*.json"))
