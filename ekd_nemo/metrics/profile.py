@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from ekd_nemo.metrics.phase_time import Window
 from ekd_nemo.metrics.series import Telemetry
 from ekd_nemo.records.phases import PHASES
 from ekd_nemo.units import NS_PER_S
+
+_LONG: Final = 0.01  # of a run: a phase that a picture shows by itself
+_BLOCK: Final = 1 / 12  # of a run: what is shorter, in one block
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,14 +49,29 @@ class Profile:
         steps = np.where(np.isnan(self.power_w), 0.0, self.power_w) * widths_s
         return np.append(0.0, np.cumsum(steps))
 
-    def phase_shares(self, bins: int) -> dict[str, Floats]:
-        """[bins] share of the time that each phase has in even stretches of the run; idle is the rest."""
-        edges = np.linspace(0.0, self.end_s, bins + 1)
-        shares = {phase: np.zeros(bins) for phase in PHASES}
+    def phase_shares(self, edges_s: Floats) -> dict[str, Floats]:
+        """[E-1] share of the time that each phase has between the edges; idle is the rest."""
+        shares = {phase: np.zeros(len(edges_s) - 1) for phase in PHASES}
         for start, end, phase in self.phases:
-            inside = np.minimum(edges[1:], end) - np.maximum(edges[:-1], start)
-            shares[phase] += np.maximum(inside, 0.0) / (edges[1] - edges[0])
+            inside = np.minimum(edges_s[1:], end) - np.maximum(edges_s[:-1], start)
+            shares[phase] += np.maximum(inside, 0.0) / np.diff(edges_s)
         return {phase: share for phase, share in shares.items() if share.any()}
+
+    @property
+    def phase_edges_s(self) -> Floats:
+        """Bounds between which a picture shows shares: each long phase alone, what is shorter in blocks of many.
+
+        Phases that take turns at every step would otherwise beat against the bins of a picture.
+        """
+        long = {(s, e) for s, e, _ in self.phases if e - s >= _LONG * self.end_s}
+        bounds = sorted({0.0, self.end_s}.union(*long))
+        edges = [0.0]
+        for start, end in pairwise(bounds):
+            parts = (
+                1 if (start, end) in long else int(np.ceil((end - start) / (_BLOCK * self.end_s)))
+            )
+            edges.extend(np.linspace(start, end, parts + 1)[1:])
+        return np.array(edges)
 
 
 def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | None:

@@ -35,7 +35,8 @@ SECTIONS: Final[dict[str, tuple[Plot, ...]]] = {
         Plot(
             "cumulative_energy",
             "Energy so far",
-            f"{_BAND} Below: share of time in each phase, first run of each method.",
+            f"{_BAND} Shaded, for several methods in a plot of each: the phases of the method's first run, as high as "
+            "their share of the time.",
             over_time.cumulative_energy,
         ),
         Plot(

@@ -17,7 +17,7 @@ from ekd_nemo.report.content import Content
 from ekd_nemo.report.drawn import Absent
 
 NO_PROFILE: Final = "no run has power records and marks of the same time"
-_STRIP_BINS: Final = 120
+_SHADED_AT_MOST: Final = 12
 _LINES_AT_MOST: Final = 8
 _PANELS_AT_MOST: Final = 6
 _GIB: Final = float(1 << 30)
@@ -41,54 +41,73 @@ def power_over_time(content: Content) -> Figure | Absent:
 
 
 def cumulative_energy(content: Content) -> Figure | Absent:
-    """Energy since the start, mean and deviation over a method's runs; the phases of its first run in a strip below."""
+    """Energy since the start, mean and deviation over a method's runs, before the phases of its first run.
+
+    Phases of one method are not at the times of another's: several methods are drawn together without phases, and
+    below each by itself with its own.
+    """
     methods = content.drawn_methods
     if not methods:
         return Absent(NO_PROFILE)
-    strips = methods[:_PANELS_AT_MOST]
-    figure = Figure(figsize=(style.WIDTH_IN, 3.3 + 0.3 * len(strips)), layout="constrained")
-    heights = [9.0, *([1.0] * len(strips))]
-    axes, *below = figure.subplots(len(strips) + 1, 1, sharex=True, height_ratios=heights)
+    figure, together, alone = _energy_plots(min(len(methods), _SHADED_AT_MOST))
     curves = {m.name: [p.energy_so_far_j for p in content.of_method(m)] for m in methods}
     scale = style.energy_scale(_largest([c for parts in curves.values() for c in parts]))
-    _bands(axes, content, curves, scale.of_si, at_edges=True)
-    axes.set_ylabel(f"energy so far [{scale.unit}]")
     phases: set[str] = set()
-    for strip, method in zip(below, strips, strict=True):
-        phases |= _phase_strip(strip, content, method)
-    _time_axis(below[-1], content)
-    style.name_phases(below[-1], phases)
-    style.legend_above(figure, axes)
-    style.legend_below(figure, below[-1])
+    for axes, method in zip(alone, methods, strict=False):
+        of_method = {method.name: curves[method.name]}
+        _bands(axes, content, of_method, scale.of_si, at_edges=True)
+        phases |= _shade_phases(axes, content, method)
+        if axes is not together:
+            axes.set_title(style.short(method.name, 48), color=_colours(content)[method.name])
+    if together not in alone:
+        _bands(together, content, curves, scale.of_si, at_edges=True)
+    style.from_zero(together)
+    for axes in {together, *alone}:
+        axes.set_ylabel(f"energy so far [{scale.unit}]")
+        _time_axis(axes, content)
+        if axes is not together:
+            axes.label_outer()
+    style.legend_above(figure, together)
+    style.phases_below(figure, phases)
     return figure
 
 
-def _phase_strip(axes: Any, content: Content, method: MethodSummary) -> set[str]:
-    """Shares of time by phase of a method's first run, stacked; which phases there are."""
+def _energy_plots(shaded: int) -> tuple[Figure, Any, list[Any]]:
+    """A figure, its plot of all methods, and its plots of one method; those are the same for one method alone."""
+    if shaded == 1:
+        figure, axes = style.plot(3.4)
+        return figure, axes, [axes]
+    rows = -(-shaded // 2)
+    figure = Figure(figsize=(style.WIDTH_IN, 3.3 + 1.7 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, 2, height_ratios=[2.0, *([1.0] * rows)])
+    together = figure.add_subplot(grid[0, :])
+    alone = [
+        figure.add_subplot(grid[1 + place // 2, place % 2], sharex=together, sharey=together)
+        for place in range(shaded)
+    ]
+    return figure, together, alone
+
+
+def _shade_phases(axes: Any, content: Content, method: MethodSummary) -> set[str]:
+    """The phases of a method's first run behind its curve, each as high as its share of the time; which there are."""
     profile = content.of_method(method)[0]
     unit = style.time_scale(content.longest_s).of_si
-    shares = profile.phase_shares(_STRIP_BINS)
-    edges = np.linspace(0.0, profile.end_s / unit, _STRIP_BINS + 1)
-    bottom = np.zeros(_STRIP_BINS)
+    edges = profile.phase_edges_s
+    shares = profile.phase_shares(edges)
+    bottom = np.zeros(len(edges) - 1)
     for phase, share in shares.items():
         axes.stairs(
             bottom + share,
-            edges,
+            edges / unit,
             baseline=bottom,
             fill=True,
             color=style.PHASE_COLOURS[phase],
+            alpha=style.SHADE,
             lw=0,
+            zorder=0,  # the grid is at 0.5
+            transform=axes.get_xaxis_transform(),  # 1 is the top of the plot, whatever energy is there
         )
         bottom = bottom + share
-    axes.set_ylim(0, 1)
-    axes.set_yticks([])
-    axes.grid(visible=False)
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.tick_params(axis="x", length=0)
-    axes.set_ylabel(
-        style.short(method.name, 24), rotation=0, ha="right", va="center", color=_colours(content)[method.name],
-        fontsize=style.SMALL,
-    )  # fmt: skip
     return set(shares)
 
 

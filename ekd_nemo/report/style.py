@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from ekd_nemo.records.phases import PHASES
 
@@ -28,6 +29,8 @@ DARK: Final = {
     "#a9afb7": "#7d848d", "#858c95": "#9aa1aa", "#e69f01": "#f2b632", "#f0c75e": "#f5dc9a", "#0072b3": "#4aa8e0",
     "#009e74": "#2fc598", "#cc79a8": "#e39ac4", "#56b4ea": "#9bd4f5", "#dcdfe3": "#3d444d",
 }  # fmt: skip
+
+SHADE: Final = 0.35  # how strong a phase's colour is behind a curve
 
 _DASHES: Final = ("-", "--", ":")
 
@@ -137,12 +140,16 @@ def panels(
 
 def legend_above(figure: Figure, axes: Any, columns: int = 4) -> None:
     """The legend of one plot in lines above it, where it hides nothing."""
-    _legend(figure, axes, "outside upper left", columns)
+    _legend(figure, "outside upper left", columns, *axes.get_legend_handles_labels())
 
 
-def legend_below(figure: Figure, axes: Any, columns: int = 6) -> None:
-    """The same below the figure."""
-    _legend(figure, axes, "outside lower left", columns)
+def phases_below(figure: Figure, phases: Iterable[str]) -> None:
+    """A legend below the figure of the phases that are shaded in it, in their order."""
+    named = [phase for phase in PHASES if phase in set(phases)]
+    patches = [Patch(color=PHASE_COLOURS[phase], alpha=SHADE, lw=0) for phase in named]
+    if patches:
+        labels = [phase.replace("_", " ") for phase in named]
+        _legend(figure, "outside lower left", 6, patches, labels)
 
 
 def from_zero(axes: Any, top: float | None = None) -> None:
@@ -151,9 +158,10 @@ def from_zero(axes: Any, top: float | None = None) -> None:
     axes.set_ylim(0, 1.05 * highest if highest > 0 else 1)
 
 
-def _legend(figure: Figure, axes: Any, place: Any, columns: int) -> None:
+def _legend(
+    figure: Figure, place: Any, columns: int, handles: Sequence[Any], labels: Sequence[str]
+) -> None:
     """A legend of as many columns as the labels leave room for; the figure grows with its lines."""
-    handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
     room = int(_LINE_CHARACTERS // (max(map(len, labels)) + _HANDLE_CHARACTERS))

@@ -19,6 +19,7 @@ from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.report.content import gather
 from ekd_nemo.report.figures import FIGURES
 from ekd_nemo.report.page import build
+from ekd_nemo.report.style import PHASE_COLOURS
 from tests.unit.metrics.synthetic import Recorder, make_run
 
 pytest.importorskip("matplotlib")
@@ -75,10 +76,42 @@ def test_energy_so_far_and_shares_of_phases(tmp_path: Path) -> None:
     found = profile(run, 3.7)
     assert found.energy_so_far_j[-1] == pytest.approx(500 * 114, rel=1e-6)  # two boards
     assert (np.diff(found.energy_so_far_j) >= 0).all()
-    shares = found.phase_shares(57)  # stretches of two seconds
+    shares = found.phase_shares(np.linspace(0, found.end_s, 58))  # stretches of two seconds
     assert list(shares) == ["prerun", "student_train", "checkpoint"]
     assert sum(share.sum() for share in shares.values()) * 2 == pytest.approx(8 + 100 + 5)
     assert shares["prerun"].max() <= 1 + 1e-9
+
+
+def test_a_picture_shows_long_phases_alone_and_short_ones_in_blocks() -> None:
+    turns = [(10.0 + at, 10.5 + at, "teacher_forward") for at in range(80)]
+    steps = [(start + 0.5, start + 1.0, "student_train") for start, _, _ in turns]
+    phases = ((0.0, 10.0, "prerun"), *sorted(turns + steps), (90.0, 95.0, "checkpoint"))
+    found = Profile(np.arange(121.0), np.ones(120), {}, phases, 120.0)
+    edges = found.phase_edges_s
+    assert {0.0, 10.0, 90.0, 95.0, 120.0} <= set(edges)
+    assert np.diff(edges).max() == 10.0  # a twelfth of the run; each block holds ten turns
+    shares = found.phase_shares(edges)
+    mixed = (edges[:-1] >= 10) & (edges[:-1] < 90)
+    assert shares["teacher_forward"][mixed] == pytest.approx(0.5)
+    assert shares["student_train"][mixed] == pytest.approx(0.5)
+    assert shares["checkpoint"][edges[:-1] == 90] == pytest.approx(1)
+    assert not any(share[edges[:-1] >= 95].any() for share in shares.values())  # idle is the rest
+
+
+def test_phases_are_shaded_behind_the_energy_of_each_method(runs: Path) -> None:
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
+
+    for folders, plots in (([runs / "a-s1"], 1), ([runs], 3)):
+        figure = FIGURES["cumulative_energy"].draw(gather(folders))
+        assert isinstance(figure, Figure)
+        assert len(figure.axes) == plots
+        for axes in figure.axes[-2:]:
+            shaded = {to_hex(patch.get_facecolor()) for patch in axes.patches}
+            assert shaded == {PHASE_COLOURS[p] for p in ("prerun", "student_train", "checkpoint")}
+            assert max(p.get_zorder() for p in axes.patches) < axes.lines[0].get_zorder()
+            reach = [p.get_extents().transformed(axes.transAxes.inverted()) for p in axes.patches]
+            assert max(box.y1 for box in reach) == pytest.approx(1)  # up to the top of the plot
 
 
 class _Tags(HTMLParser):
