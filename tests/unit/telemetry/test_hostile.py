@@ -135,13 +135,24 @@ def test_a_replay_plays_any_record_or_refuses_it(
 
 
 LABELS = st.sampled_from(
-    ['UUID="GPU-a"', 'UUID="GPU-b",GPU_I_ID="1"', 'gpu="0"', "", "UUID=", '"', 'UUID="\\q"']
+    [
+        'UUID="GPU-a"',
+        'UUID="GPU-b",GPU_I_ID="1"',
+        'gpu="0"',
+        'cpu="0"',
+        'cpu="",cpucore="1"',
+        "",
+        "UUID=",
+        '"',
+        'UUID="\\q"',
+    ]
 )
 NAMES = st.sampled_from(
     [
         "DCGM_FI_DEV_POWER_USAGE",
         "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
         "DCGM_FI_DEV_GPU_TEMP",
+        "DCGM_FI_DEV_CPU_POWER_UTIL_CURRENT",
         "x",
         "# TYPE",
         "",
@@ -157,7 +168,7 @@ def test_a_page_of_an_exporter_gives_finite_values_or_one_error(
 ) -> None:
     text = "".join(f"{name}{{{labels}}} {value}\n" for name, labels, value in page)
     try:
-        parsed = _parse(text, now())
+        parsed = _parse(text, now(), "n1")
     except ValueError:
         return  # told as one read error beside the readings of the other meters
     for values in parsed.values.values():
