@@ -90,6 +90,15 @@ def test_every_light_module_imports_without_torch(
     assert done.returncode == 0, done.stderr
 
 
+def test_the_teachers_side_of_a_split_run_loads_neither_nemo_nor_lightning() -> None:
+    code = (
+        "import sys, ekd_nemo.models.teaching\n"
+        "print(*sorted({'nemo', 'lightning', 'pytorch_lightning'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [

@@ -94,7 +94,7 @@ def build_blocks(
         in_block = 0
         for group in _groups(names, micro_batch_size):
             batches = [_microbatch(places, each) for each in group]
-            rows += _rows(writer.identity, teacher, batches)
+            rows += rows_of(writer.identity, teacher, batches)
             seen = sum(int(batch.num_tokens) for batch in batches)
             report(sum(map(len, group)), seen)
             in_block += seen
@@ -118,7 +118,7 @@ def _groups(names: Sequence[str], size: int) -> Iterator[list[list[str]]]:
         yield last
 
 
-def _rows(
+def rows_of(
     identity: CacheIdentity, teacher: SharedTeacher, batches: Sequence[Microbatch]
 ) -> list[Row]:
     """The rows of some microbatches, on the rank that writes; none elsewhere."""

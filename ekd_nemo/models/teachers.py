@@ -9,8 +9,8 @@ from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.placement import stands_alike, teacher_parallel
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.models.cached import cached_teacher
-from ekd_nemo.models.clocks import record_joint_clocks
 from ekd_nemo.models.frozen import frozen_stage, head_rows, shared_teacher
+from ekd_nemo.models.meeting import met
 from ekd_nemo.models.precision import DTYPES
 from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.weights import FolderSource
@@ -18,7 +18,6 @@ from ekd_nemo.parallel.relaid_teacher import RelaidTeacher
 from ekd_nemo.parallel.split_teacher import Remote, SplitTeacher
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import sequence_length
-from ekd_nemo.teacher.joint import backend_here, joined
 from ekd_nemo.teacher.layout import Layout
 from ekd_nemo.teacher.source import TeacherSource
 
@@ -86,8 +85,7 @@ def split_teacher(
     """
     assert recipe.teacher is not None
     assert recipe.teacher.split is not None
-    joint = ending.enter_context(joined(sides.seat, run.logs, backend_here()))
-    record_joint_clocks(run, joint)
+    joint = ending.enter_context(met(sides.seat, run))
     if sides.seat.rank == 0:
         joint.tell_first_step(first_step)
     remote = Remote(
@@ -100,8 +98,7 @@ def split_teacher(
 
 def release_teacher(sides: Sides, run: RunDir, steps: int) -> None:
     """Tell a split teacher that all steps are done already: it has nothing to do."""
-    with joined(sides.seat, run.logs, backend_here()) as joint:
-        record_joint_clocks(run, joint)
+    with met(sides.seat, run) as joint:
         if sides.seat.rank == 0:
             joint.tell_first_step(steps)
 

@@ -15,8 +15,8 @@ from ekd_nemo.backend.device import compute_device
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.errors import EXIT_OK
-from ekd_nemo.models.clocks import record_joint_clocks
 from ekd_nemo.models.frozen import frozen_stage
+from ekd_nemo.models.meeting import met
 from ekd_nemo.models.passes import Passes
 from ekd_nemo.models.phases import PhaseClock
 from ekd_nemo.models.sides import Sides
@@ -25,7 +25,7 @@ from ekd_nemo.parallel.split_server import SplitServer
 from ekd_nemo.records.phases import Phase
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import sequence_length
-from ekd_nemo.teacher.joint import backend_here, joined
+from ekd_nemo.teacher.joint import backend_here
 
 
 class TeacherPhases:
@@ -73,8 +73,7 @@ def teach(
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     marks, split = TeacherPhases(phases), recipe.teacher.split
-    with joined(sides.seat, run.logs, backend_here(), on_end=marks.end_process) as joint:
-        record_joint_clocks(run, joint)
+    with met(sides.seat, run, on_end=marks.end_process) as joint:
         dist.init_process_group(
             backend_here(),
             store=dist.PrefixStore("teacher", joint.store),

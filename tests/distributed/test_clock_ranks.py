@@ -29,14 +29,13 @@ def _record_joint(rank: int, world_size: int, folder: str) -> None:
     """Rank 0 is the student's; the others are the teacher's, in a world of their own."""
     os.environ["SLURMD_NODENAME"] = f"n{rank}"
     os.environ["EKD_ATTEMPT"] = "2"
-    from ekd_nemo.models.clocks import record_joint_clocks
-    from ekd_nemo.teacher.joint import Seat, joined
+    from ekd_nemo.models.meeting import met
+    from ekd_nemo.teacher.joint import Seat
 
     teachers = world_size - 1
     seat = Seat("teacher", rank - 1, 1, teachers) if rank else Seat("student", 0, 1, teachers)
-    run = RunDir(Path(folder))
-    with joined(seat, run.logs, "gloo") as joint:
-        record_joint_clocks(run, joint)
+    with met(seat, RunDir(Path(folder))):
+        pass
 
 
 def test_both_sides_of_a_split_run_compare_their_clocks(tmp_path: Path) -> None:

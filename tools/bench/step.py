@@ -177,23 +177,17 @@ def _drop(_: Any) -> None:
 
 
 def cached(folder: Path, method: str, teacher: Any, batches: list[Any]) -> Any:
-    """What a method needs of the batches, written by the cache's writer and read by its reader."""
+    """What a method needs of the batches, made and written as `ekd cache build` does, and its reader."""
     import torch
 
-    from ekd_nemo.sources.cache_manifest import SPARSE, CacheIdentity
-    from ekd_nemo.teacher.cache.encode import encode_sample
+    from ekd_nemo.models.cache_build import rows_of
+    from ekd_nemo.sources.cache_manifest import CacheIdentity
     from ekd_nemo.teacher.cache.reader import CacheReader
     from ekd_nemo.teacher.cache.source import CachedTeacher, Standing
     from ekd_nemo.teacher.cache.writer import CacheWriter
-    from ekd_nemo.teacher.source import TeacherNeeds
+    from ekd_nemo.teacher.source import VALIDATION
 
-    needs = TeacherNeeds(
-        distribution=method == "response",
-        layers=dict.fromkeys(CACHES[method].get("layers", ()), (0,)),
-        pooling=CACHES[method].get("pooling"),
-    )
-    found = teacher.outputs(batches, needs)
-    vocab, width = teacher.outputs(batches[:1], TeacherNeeds(distribution=True)).head.shape
+    vocab, width = teacher.outputs(batches[:1], VALIDATION).head.shape
     who = CacheIdentity(
         teacher="bench",
         tokenizer="bench",
@@ -202,22 +196,11 @@ def cached(folder: Path, method: str, teacher: Any, batches: list[Any]) -> Any:
         precision="fp32",
         **CACHES[method],
     )
-    writer = CacheWriter(folder, who, [batch.sample_hashes[0] for batch in batches])
+    by_name = {batch.sample_hashes[0]: batch for batch in batches}
+    writer = CacheWriter(folder, who, list(by_name))
     writer.begin()
-    numbers = {batch.sample_hashes[0]: number for number, batch in enumerate(batches)}
     for block in writer.missing():
-        rows = []
-        for name in writer.block(block):
-            number = numbers[name]
-            count = batches[number].tokens.shape[1]
-            if who.kind in SPARSE:
-                made = {"logits": found.hidden[number][:, 0] @ found.head.t()}
-            elif who.kind == "hidden":
-                made = {"dense": [found.layers[layer][number][:, 0] for layer in who.layers]}
-            else:
-                made = {"dense": [found.embeddings[number]]}
-            rows.append(encode_sample(name, count, who, **made))
-        writer.write(block, rows)
+        writer.write(block, rows_of(who, teacher, [by_name[name] for name in writer.block(block)]))
     writer.finish()
     return CachedTeacher(CacheReader(folder), Standing(torch.device("cpu"), torch.float32))
 
