@@ -1,5 +1,7 @@
 """Counts the bytes of all storages that this process holds, by part, at the fullest moment."""
 
+import gc
+import time
 import weakref
 from collections import Counter
 from collections.abc import Generator
@@ -21,6 +23,7 @@ class LiveBytes(TorchDispatchMode):
     A storage belongs to the part in which it was made, for as long as anything holds it.
     Products of bfloat16 are made in float32, whose bytes are inside an operation.
     Not covered: what operations allocate and free inside, other threads, and message buffers of gloo.
+    A message counts until gloo's thread has let go of it, which is now and then after its wait.
 
     Attributes:
         now: bytes by part.
@@ -42,6 +45,18 @@ class LiveBytes(TorchDispatchMode):
             yield
         finally:
             self._part = before
+
+    def settled(self, name: str, expected: int, patience_s: float = 60.0) -> int:
+        """Bytes of a part once they are as expected, or those that stay.
+
+        Gloo's threads let go of a message a moment after its wait has returned: how long a moment, the load decides.
+        """
+        until = time.monotonic() + patience_s
+        gc.collect()
+        while self.now[name] != expected and time.monotonic() < until:
+            time.sleep(0.01)
+            gc.collect()
+        return self.now[name]
 
     def restart(self) -> None:
         """Forget the fullest moment."""
