@@ -1,4 +1,4 @@
-"""The energy of building shards before there is a run: recorded beside the runs, then moved into the run."""
+"""The energy of building shards: on this machine recorded before there is a run, on a cluster as an attempt of it."""
 
 import shutil
 from collections.abc import Generator
@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from ekd_nemo.config.recipe import Energy
+from ekd_nemo.config.recipe import Energy, Recipe
 from ekd_nemo.launch.sampling import sampler_of
-from ekd_nemo.records.identity import read_identity
+from ekd_nemo.launch.slurm_run import identity_of
+from ekd_nemo.records.capture import capture_attempt
+from ekd_nemo.records.identity import begin_attempt, read_identity, set_devices
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.telemetry.marks import Marks
+from ekd_nemo.telemetry.process import Sampler
 
 DATA_STEP: Final = "data"
 
@@ -32,13 +35,7 @@ def metered(run: RunDir, energy: Energy, folder: Path) -> Generator[None]:
     attempt = len(read_identity(run).attempts) + 1 if run.run_json.is_file() else 1
     marks_file = scratch.telemetry / f"marks-{DATA_STEP}.jsonl"
     try:
-        with (
-            sampler_of(scratch, energy) as sampler,
-            Marks(
-                marks_file, rank=0, uuids=sampler.uuids(), parallel={"data": 0}, attempt=attempt
-            ) as marks,
-            marks.phase("preprocess"),
-        ):
+        with sampler_of(scratch, energy) as sampler, _marked(marks_file, sampler, attempt):
             yield
     except BaseException:
         shutil.rmtree(scratch.path, ignore_errors=True)
@@ -52,6 +49,37 @@ def adopt(run: RunDir, folder: Path, attempt: int) -> None:
     for file in [*scratch.power_files(), *scratch.marks_files()]:
         file.rename(run.telemetry / f"{file.stem}.{DATA_STEP}-{attempt}.jsonl")
     shutil.rmtree(scratch.path, ignore_errors=True)
+
+
+@contextmanager
+def metered_attempt(run: RunDir, recipe: Recipe, *, host_only: bool) -> Generator[None]:
+    """Sample while the block builds shards, in phase `preprocess` of an attempt of its own.
+
+    Hours in the queue may lie between it and the training: in one attempt they would count as idle.
+
+    Args:
+        run: made, but for its attempts.
+        recipe: of the run.
+        host_only: whether the job holds no GPU where those of the training do.
+    Raises: UserError or RunError with what the sampler said if it does not start.
+    """
+    stored = begin_attempt(run, identity_of(run, recipe), capture_attempt())
+    number = stored.attempts[-1].attempt
+    with sampler_of(run, recipe.energy, ignores_sigterm=True, host_only=host_only) as sampler:
+        set_devices(run, sampler.identities())
+        with _marked(run.telemetry / f"marks-{DATA_STEP}.jsonl", sampler, number):
+            yield
+
+
+@contextmanager
+def _marked(path: Path, sampler: Sampler, attempt: int) -> Generator[None]:
+    """Mark the block as phase `preprocess` of a rank on all accelerators, or on the processors where there are none."""
+    uuids = sampler.uuids() or sampler.uuids("host")
+    with (
+        Marks(path, rank=0, uuids=uuids, parallel={"data": 0}, attempt=attempt) as marks,
+        marks.phase("preprocess"),
+    ):
+        yield
 
 
 def _scratch(run: RunDir, folder: Path) -> RunDir:

@@ -11,17 +11,22 @@ from ekd_nemo.telemetry.process import Sampler
 from ekd_nemo.telemetry.settings import SamplerSettings
 
 
-def sampler_of(run: RunDir, energy: Energy, *, ignores_sigterm: bool = False) -> Sampler:
+def sampler_of(
+    run: RunDir, energy: Energy, *, ignores_sigterm: bool = False, host_only: bool = False
+) -> Sampler:
     """The sampler that a recipe asks for; not started.
 
     Args:
         run: the run directory.
         energy: how to meter.
         ignores_sigterm: whether it lives on when all processes around it are asked to end.
+        host_only: whether what is metered holds no GPU where the recipe's runs do: the processors are metered, as host.
     Raises: UserError for periods that no meter serves.
     """
     settings = SamplerSettings(
-        meters=MeterSettings(meter=energy.meter, cpu_tdp_w=energy.cpu_tdp_w),
+        meters=MeterSettings(
+            meter="host" if host_only else energy.meter, cpu_tdp_w=energy.cpu_tdp_w
+        ),
         power_period_ms=energy.power_period_ms,
         counter_period_ms=energy.counter_period_ms,
         ignores_sigterm=ignores_sigterm,

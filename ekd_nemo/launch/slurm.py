@@ -250,15 +250,16 @@ def _whose(jobs: JobsFile, job: Job, task: int) -> str:
 
 
 def progress_lines(run: RunDir) -> list[str]:
-    """One line a run of the launch: attempts, the last step, what is finished."""
+    """One line a run of the launch: the last step, and attempts to train; the building of shards is none."""
     return [_progress(RunDir(Path(path))) for path in read_jobs(run).runs]
 
 
 def _progress(run: RunDir) -> str:
     recipe = read_resolved(run.recipe_yaml)
     step = _last_step(run)
-    attempts = len(json.loads(run.run_json.read_text()).get("attempts", ()))
-    return f"{run.run_id}: step {step} of {recipe.train.steps}, {attempts} attempt(s)"
+    attempts = json.loads(run.run_json.read_text()).get("attempts", ())
+    trained = [attempt for attempt in attempts if attempt.get("world_size")]
+    return f"{run.run_id}: step {step} of {recipe.train.steps}, {len(trained)} attempt(s)"
 
 
 def _last_step(run: RunDir) -> str:

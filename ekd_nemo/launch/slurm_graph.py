@@ -11,6 +11,7 @@ from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import ConfigError, LayoutError
 from ekd_nemo.launch.identity import choose_run
 from ekd_nemo.launch.plan import Plan, plan_launch
+from ekd_nemo.launch.preparing import DATA_STEP
 from ekd_nemo.launch.slurm_run import TRAIN
 from ekd_nemo.launch.slurm_text import Part, Place
 from ekd_nemo.records.rundir import RunDir
@@ -161,6 +162,8 @@ def _arguments(launch: Launch, name: str) -> tuple[tuple[str, ...], ...]:
     runs = launch.runs[:1] if name in SHARED_PARTS else launch.runs
     if name == TRAIN:
         return tuple(("-m", "ekd_nemo.launch.slurm_rank", "--run", str(run.path)) for run in runs)
+    assert launch.cluster.slurm is not None
+    held = ("--host-only",) if name == DATA_STEP and launch.cluster.slurm.gres else ()
     return tuple(
         (
             "-m",
@@ -170,6 +173,7 @@ def _arguments(launch: Launch, name: str) -> tuple[tuple[str, ...], ...]:
             str(run.path),
             "--ranks",
             str(launch.ranks),
+            *held,
         )
         for run in runs
     )

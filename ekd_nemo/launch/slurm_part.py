@@ -8,6 +8,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from ekd_nemo.config.resolve import ResolvedRecipe, read_resolved
@@ -15,6 +16,7 @@ from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, EkdError, RunError, UserError
 from ekd_nemo.launch.failure import reason
 from ekd_nemo.launch.history import note_finished, pending
 from ekd_nemo.launch.plan import Plan, Step, plan_launch
+from ekd_nemo.launch.preparing import DATA_STEP, metered_attempt
 from ekd_nemo.launch.processes import run_process
 from ekd_nemo.launch.signals import StopWatch
 from ekd_nemo.launch.slurm_text import LOGS
@@ -45,9 +47,15 @@ def find_step(plan: Plan, name: str) -> Step | None:
     return None
 
 
-def run_part(plan: Plan, name: str) -> int:
+def run_part(plan: Plan, name: str, *, host_only: bool = False) -> int:
     """Do a part; 0 also when there is nothing to do, EXIT_SAVED when it was told to stop.
 
+    Shards are built under telemetry here; the other parts meter themselves.
+
+    Args:
+        plan: of the run.
+        name: of the part.
+        host_only: whether the job holds no GPU where those of the training do.
     Raises: RunError with the reason and the log.
     """
     step = find_step(plan, name)
@@ -60,7 +68,11 @@ def run_part(plan: Plan, name: str) -> int:
     log = plan.run.path / LOGS.parent / f"{name}.log"
     sys.stdout.write(f"{step.caption}\n")
     sys.stdout.flush()
-    with StopWatch() as watch:
+    is_data = step.name == DATA_STEP
+    with (
+        StopWatch() as watch,
+        metered_attempt(plan.run, plan.recipe, host_only=host_only) if is_data else nullcontext(),
+    ):
         ended = run_process(step, log, watch, {})
     if ended.code != EXIT_OK:
         if watch.first is not None:
@@ -77,9 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="data, cache, export, eval or ept")
     parser.add_argument("--run", type=Path, required=True, help="the run directory")
     parser.add_argument("--ranks", type=int, help="training ranks of the run")
+    parser.add_argument("--host-only", action="store_true", help="this job holds no GPU")
     arguments = parser.parse_args(argv)
     try:
-        return run_part(read_plan(RunDir(arguments.run), arguments.ranks), arguments.name)
+        plan = read_plan(RunDir(arguments.run), arguments.ranks)
+        return run_part(plan, arguments.name, host_only=arguments.host_only)
     except EkdError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -16,7 +16,7 @@ from ekd_nemo.records.lines import Role
 
 DCGM_URL: Final = "http://127.0.0.1:9400/metrics"  # where a dcgm-exporter shows its page by default
 M = TypeVar("M", bound=Meter)
-METER_NAMES: Final = ("auto", "nvml", "dcgm", "rapl", "hwmon", "estimate", "replay")
+METER_NAMES: Final = ("auto", "nvml", "dcgm", "rapl", "hwmon", "estimate", "host", "replay")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,8 @@ class MeterSettings:
     """What to measure with.
 
     Attributes:
-        meter: `auto`, or the one meter to take.
+        meter: `auto`, the one meter to take, or `host`: the processors alone, and not as accelerators, for work that
+            holds no GPU.
         uuids: GPUs to measure; None: all that the process may use.
         dcgm_url: the page of a dcgm-exporter, for `dcgm` where DCGM's bindings are not installed.
         cpu_tdp_w: TDP of one processor package, for `estimate`; None: its stated default.
@@ -67,13 +68,16 @@ def open_meters(settings: MeterSettings) -> OpenMeters:
     """Open what the settings ask for.
 
     `auto` takes NVML, and beside it the processors as host devices where RAPL or a Grace's hwmon
-    can be read; without GPUs the processors by RAPL, else hwmon, else the estimate. DCGM is only
-    taken when asked for: whether an exporter runs, and how often it looks, is the site's business.
+    can be read; without GPUs the processors by RAPL, else hwmon, else the estimate, as `host` does as
+    well. DCGM is only taken when asked for: whether an exporter runs, and how often it looks, is the
+    site's business.
     Raises: MeterUnavailableError if a meter asked for by name is not there; UserError for settings
         that no meter accepts.
     """
     if settings.meter == "auto":
         return _open_auto(settings)
+    if settings.meter == "host":
+        return _open_host(settings)
     return OpenMeters([_open_one(settings)], f"{settings.meter} was asked for")
 
 
@@ -96,8 +100,7 @@ def _open_auto(settings: MeterSettings) -> OpenMeters:
     if nvml is None and settings.uuids:
         raise MeterUnavailableError(f"GPUs were asked for by UUID, but {why[0]}")
     role: Role = "accelerator" if nvml is None else "host"
-    host: Meter | None = _try(lambda: RaplMeter(role=role, node=settings.node), why)
-    host = host or _try(lambda: HwmonMeter(role=role, node=settings.node), why)
+    host = _processors(settings, role, why)
     meters: list[Meter] = [meter for meter in (nvml, host) if meter is not None]
     if not meters:
         meters.append(_estimate(settings))
@@ -105,9 +108,24 @@ def _open_auto(settings: MeterSettings) -> OpenMeters:
     return OpenMeters(meters, "; ".join([*why, f"auto took {taken}"]))
 
 
-def _estimate(settings: MeterSettings) -> EstimateMeter:
+def _open_host(settings: MeterSettings) -> OpenMeters:
+    why: list[str] = []
+    host = _processors(settings, "host", why) or _estimate(settings, "host")
+    return OpenMeters([host], "; ".join([*why, f"host took {host.name}"]))
+
+
+def _processors(settings: MeterSettings, role: Role, why: list[str]) -> Meter | None:
+    """The processors as measured; None, and the reasons noted, where they are not."""
+    rapl = _try(lambda: RaplMeter(role=role, node=settings.node), why)
+    return rapl or _try(lambda: HwmonMeter(role=role, node=settings.node), why)
+
+
+def _estimate(settings: MeterSettings, role: Role = "accelerator") -> EstimateMeter:
     return EstimateMeter(
-        tdp_w=settings.cpu_tdp_w, idle_fraction=settings.cpu_idle_fraction, node=settings.node
+        tdp_w=settings.cpu_tdp_w,
+        idle_fraction=settings.cpu_idle_fraction,
+        role=role,
+        node=settings.node,
     )
 
 

@@ -2,10 +2,11 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from typing import Final
 
 from ekd_nemo.metrics.curve import EMPTY
@@ -34,7 +35,7 @@ from ekd_nemo.units import NS_PER_S
 _RUN_PHASES: Final = frozenset(PHASE_NUMBER[phase] for phase in E_RUN_PHASES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ledger:
     """The rows of a run and what a reader has to know about them.
 
@@ -54,14 +55,26 @@ class Ledger:
 
     @property
     def duration_s(self) -> float:
-        """Time that E_run spans: per attempt the longest window of its nodes, attempts added up."""
+        """Time that E_run spans: its attempts added up."""
+        return sum(self.lengths_ns.values()) / NS_PER_S
+
+    @cached_property
+    def lengths_ns(self) -> dict[int, int]:
+        """What E_run spans of each attempt, by number: the longest window of its nodes.
+
+        Without attempts that held processors alone, such as the building of shards on a cluster.
+        """
+        held = {row.attempt for row in self.rows if row.in_run and row.role != "host"}
         longest: dict[int, int] = defaultdict(int)
-        for windows in self.windows.values():
-            for window in windows:
-                longest[window.attempt] = max(
-                    longest[window.attempt], window.run_end_ns - window.run_start_ns
-                )
-        return sum(longest.values()) / NS_PER_S
+        for window in chain.from_iterable(self.windows.values()):
+            if window.attempt in held:
+                length = window.run_end_ns - window.run_start_ns
+                longest[window.attempt] = max(longest[window.attempt], length)
+        return dict(sorted(longest.items()))
+
+    def windows_on(self, boot_id: str) -> Sequence[Window]:
+        """The windows on one clock of the attempts that E_run spans."""
+        return [w for w in self.windows.get(boot_id, ()) if w.attempt in self.lengths_ns]
 
 
 def ledger_of_run(run: RunDir) -> Ledger:
@@ -88,6 +101,7 @@ def build_ledger(
         by_boot[rank.key.boot_id].append(rank)
     windows = joined({boot: tuple(windows_of(by_boot[boot])) for boot in sorted(by_boot)}, clocks)
     windows = with_losses(windows, ranks)
+    apart = _on_processors_alone(telemetry, ranks)
     rows: list[LedgerRow] = []
     reconciliation: dict[tuple[str, str], Reconciliation] = {}
     flags = {flag for rank in ranks for flag in rank.flags}
@@ -97,7 +111,7 @@ def build_ledger(
         flags.add("bad_lines")
 
     def account(load: Callable[[], Device]) -> _Account:
-        return _accounted(load(), by_boot, windows)
+        return _accounted(load(), by_boot, windows, apart)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and pyarrow let go of the interpreter
         for part in pool.map(account, _loaders(telemetry, ranks)):
@@ -170,16 +184,35 @@ def _accounted(
     device: Device,
     by_boot: Mapping[str, Sequence[RankMarks]],
     windows: Mapping[str, Sequence[Window]],
+    apart: Set[tuple[str, int]],
 ) -> _Account:
-    """One device's rows, over the attempts on its clock."""
-    here = windows.get(device.clock.boot_id, ())
+    """One device's rows, over the attempts on its clock; no accelerator was held in those set apart."""
+    boot = device.clock.boot_id
+    here = windows.get(boot, ())
+    if device.role != "host":
+        here = [window for window in here if (boot, window.attempt) not in apart]
     if not here:
         return _Account([], (), {})
-    rows = device_rows(device, by_boot[device.clock.boot_id], here)
+    rows = device_rows(device, by_boot[boot], here)
     if device.role != "accelerator":
         return _Account(rows, (), {})
     compared = _summed([reconcile(device, w.run_start_ns, w.run_end_ns) for w in here])
-    return _Account(rows, device.flags, {(device.clock.boot_id, device.uuid): compared})
+    return _Account(rows, device.flags, {(boot, device.uuid): compared})
+
+
+def _on_processors_alone(telemetry: Telemetry, ranks: Sequence[RankMarks]) -> set[tuple[str, int]]:
+    """Boot id and attempt of those whose ranks occupied nothing but host devices, such as a cluster's shards."""
+    hosts = {
+        (key.boot_id, key.uuid)
+        for key, series in telemetry.series.items()
+        if series.device is not None and series.device.role == "host"
+    }
+    seen: dict[tuple[str, int], bool] = {}
+    for rank in ranks:
+        boot, place = rank.key.boot_id, (rank.key.boot_id, rank.key.attempt)
+        alone = bool(rank.key.uuids) and all((boot, uuid) in hosts for uuid in rank.key.uuids)
+        seen[place] = seen.get(place, True) and alone
+    return {place for place, alone in seen.items() if alone}
 
 
 def _loaders(telemetry: Telemetry, ranks: Sequence[RankMarks]) -> list[Callable[[], Device]]:

@@ -89,7 +89,7 @@ def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | 
         device = device_of(keys, telemetry.series)
         if device.role == "host":
             continue
-        power = _binned(device, ledger.windows.get(boot, ()), starts, edges_s)
+        power = _binned(device, ledger.windows_on(boot), starts, edges_s)
         devices[uuid] = _first_known(devices.get(uuid), power)
     if not devices:
         return None
@@ -104,16 +104,11 @@ def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | 
 
 def starts_of(ledger: Ledger) -> dict[int, float]:
     """When each attempt begins in the run's own time, in s; none where no phase counts in E_run."""
-    longest: dict[int, int] = {}
-    for windows in ledger.windows.values():
-        for window in windows:
-            length = window.run_end_ns - window.run_start_ns
-            longest[window.attempt] = max(longest.get(window.attempt, 0), length)
     starts: dict[int, float] = {}
     since_s = 0.0
-    for attempt in sorted(longest):
+    for attempt, length_ns in ledger.lengths_ns.items():
         starts[attempt] = since_s
-        since_s += longest[attempt] / NS_PER_S
+        since_s += length_ns / NS_PER_S
     return starts if since_s > 0 else {}
 
 

@@ -71,7 +71,7 @@ def states_of(ledger: Ledger, files: Iterable[Path], edges_s: Floats) -> States:
     devices: dict[str, dict[str, Floats]] = defaultdict(dict)
     hosts: dict[str, dict[str, Floats]] = defaultdict(dict)
     for key in sorted(samples):
-        windows = ledger.windows.get(key.boot_id, ())
+        windows = ledger.windows_on(key.boot_id)
         of_device = key.of in DEVICE_STATES
         if of_device and (key.boot_id, key.name) not in occupied:
             continue
@@ -99,7 +99,7 @@ def peaks_of(ledger: Ledger, files: Iterable[Path], fact: str) -> dict[str, floa
     for key, at_ns, value in _samples(files):
         if key.of != fact or (key.boot_id, key.name) not in occupied:
             continue
-        for window in ledger.windows.get(key.boot_id, ()):
+        for window in ledger.windows_on(key.boot_id):
             inside = value[(at_ns >= window.run_start_ns) & (at_ns < window.run_end_ns)]
             if len(inside):
                 peaks[key.name] = max(peaks.get(key.name, 0.0), float(inside.max()))

@@ -69,6 +69,18 @@ def test_each_part_comes_after_the_one_before(here: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("gres", "told"), [(None, False), ("gpu", True)])
+def test_a_job_that_builds_shards_is_told_that_it_holds_no_gpu(
+    here: Path, gres: str | None, told: bool
+) -> None:
+    loaded = cluster(here, slurm={"partition": "p", "gres": gres})
+    parts = parts_of(plan(resolve_recipe("tiny", []), loaded))
+    assert {part.name: "--host-only" in part.arguments[0] for part in parts} == {
+        **dict.fromkeys(("train", "export", "summarise"), False),
+        "data": told,
+    }
+
+
 def test_repeats_are_an_array_with_seeds_counted_up(tiny: ResolvedRecipe, here: Path) -> None:
     launch = plan(tiny, cluster(here), repeats=3)
     assert [each.recipe.seed for each in launch.plans] == [1234, 1235, 1236]

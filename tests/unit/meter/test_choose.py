@@ -57,6 +57,17 @@ def test_auto_takes_what_is_there(bare: Path) -> None:
     assert names_and_roles(auto) == [("nvml", "accelerator"), ("hwmon", "host")]
 
 
+def test_host_takes_the_processors_alone(bare: Path) -> None:
+    host = MeterSettings(meter="host", node="n")
+    add_gpu()
+    assert names_and_roles(host) == [("estimate", "host")]
+    make_grace(bare, 0)
+    assert names_and_roles(host) == [("hwmon", "host")]
+    make_zone(bare, "intel-rapl:0", "package-0", 1)
+    assert names_and_roles(host) == [("rapl", "host")]
+    assert open_meters(host).why == "host took rapl"
+
+
 def test_a_meter_asked_for_is_not_replaced_by_another(bare: Path) -> None:
     for name in ("nvml", "rapl"):
         with pytest.raises(UserError, match=f"^{name}: "):
@@ -82,4 +93,5 @@ def test_settings_that_no_meter_accepts(settings: dict[str, object], says: str) 
 
 def test_names_are_those_of_the_meters() -> None:
     classes = (NvmlMeter, DcgmMeter, RaplMeter, HwmonMeter, EstimateMeter, ReplayMeter)
-    assert ("auto", *(kind.name for kind in classes)) == choose.METER_NAMES
+    names = [kind.name for kind in classes]
+    assert ("auto", *names[:-1], "host", names[-1]) == choose.METER_NAMES

@@ -492,6 +492,23 @@ def test_host_devices_are_a_line_of_their_own(tmp_path: Path) -> None:
     assert value(result.evaluation) == pytest.approx(3000)
 
 
+def test_an_attempt_on_processors_alone_is_no_time_of_the_accelerators(tmp_path: Path) -> None:
+    """Shards that a job without GPUs has built: host energy, hours before the training."""
+    recorder = one_gpu(300)
+    recorder.device(
+        "CPU-n1-package-0", meter="rapl", device_kind="cpu", role="host", p_avg_window_ms=None
+    )
+    recorder.sample("CPU-n1-package-0", 0, 130, lambda _: 80.0)
+    recorder.phase(0, "preprocess", 5, 25, uuids=("CPU-n1-package-0",), attempt=1)
+    recorder.phase(0, "student_train", 60, 110, attempt=2)
+    result = energy(tmp_path, recorder)
+    assert value(result.e_run) == pytest.approx(50 * 300)
+    assert value(result.duration) == pytest.approx(50)
+    assert value(result.mean_power) == pytest.approx(300)
+    assert value(result.host) == pytest.approx((20 + 50) * 80)
+    assert value(result.lost) == 0
+
+
 def test_an_accelerator_that_no_rank_occupies_is_shown_and_not_counted(tmp_path: Path) -> None:
     recorder = one_gpu(300)
     recorder.device("GPU-9")
