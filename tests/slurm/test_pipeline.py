@@ -24,7 +24,7 @@ def test_the_graph_goes_from_text_to_the_summary(whole: Path, slurm: Path) -> No
     assert (shards["world_size"], attempt["world_size"]) == (None, 2)
     assert [device["uuid"] for device in shards["devices"]] == ["CPU-n1-package-0"]
     built = json.loads(project.ekd("metrics", "summarise", str(run), "--format", "json"))
-    assert built["runs"][0]["figures"]["phase.preprocess"]["value"] > 0
+    assert built["runs"][0]["figures"]["phase:preprocess"]["value"] > 0
     assert [device["node"] for device in attempt["devices"]] == ["n1", "n2"]
     assert sorted(path.name for path in (run / "telemetry").glob("power-*.jsonl")) == [
         *("power-n1.jsonl", "power-n2.jsonl"),
