@@ -54,6 +54,21 @@ def test_a_node_that_waits_for_the_others_is_idle_and_counts(tmp_path: Path) -> 
     assert together.mean_power.value == pytest.approx(400)
 
 
+def test_an_evaluation_on_a_third_node_does_not_part_those_that_trained(tmp_path: Path) -> None:
+    """A job of its own, on whatever node is free: it was not there when the clocks were compared."""
+    run = two_nodes(tmp_path)
+    write_clocks(run.clocks(1), offsets())
+    together = run_energy(ledger_of_run(run)).e_run
+    third = Recorder(node="n3", boot_id="b3", sampler="s3")
+    third.device("GPU-7")
+    third.sample("GPU-7", 0, 50, lambda _: 200.0)
+    third.phase(0, "eval", 10, 40, uuids=("GPU-7",))
+    third.write(run)
+    found = run_energy(ledger_of_run(run))
+    assert found.e_run.value == together.value == pytest.approx(300 * 50 + 100 * 50)
+    assert found.evaluation.value == pytest.approx(200 * 30)
+
+
 @pytest.mark.parametrize("measured", [offsets(boot="another"), offsets(attempt=2)])
 def test_clocks_of_other_boots_or_attempts_join_nothing(
     tmp_path: Path, measured: ClockOffsets
