@@ -20,6 +20,7 @@ ACTIVE: Final = frozenset(
         "SUSPENDED",
         "CONFIGURING",
         "COMPLETING",
+        "EXPEDITING",
         "REQUEUED",
         "REQUEUE_HOLD",
         "REQUEUE_FED",
@@ -48,6 +49,9 @@ ENDED: Final = frozenset(
 _SQUEUE_FORMAT: Final = "%F|%K|%T|%M|%N|%r"
 _SACCT_FORMAT: Final = "JobID,State,Elapsed,NodeList"
 _ARRAY_ID: Final = re.compile(r"(\d+)(?:_(\d+))?")
+# Tasks that never were jobs of their own, as those cancelled while they waited: `10_[0-2,4]`, `10_[0-4%2]`.
+_WAITED: Final = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
+_TASKS: Final = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 
 
 @dataclass(frozen=True)
@@ -217,11 +221,27 @@ def parse_sacct(text: str) -> list[JobState]:
     found: list[JobState] = []
     for line in text.splitlines():
         fields = line.strip().split("|")
-        match = _ARRAY_ID.fullmatch(fields[0])
-        if len(fields) != 4 or match is None:
+        jobs = _accounted(fields[0])
+        if len(fields) != 4 or not jobs:
             raise RunError(f"sacct wrote {line!r}; expected {_SACCT_FORMAT}")
-        state = fields[1].split(" ")[0]  # "CANCELLED by 1000"
+        state = _known(fields[1].split(" ")[0], line)  # "CANCELLED by 1000"
         nodes = "" if fields[3] == "None assigned" else fields[3]
-        task = None if match[2] is None else int(match[2])
-        found.append(JobState(match[1], task, _known(state, line), fields[2], nodes))
+        found += [JobState(job_id, task, state, fields[2], nodes) for job_id, task in jobs]
     return found
+
+
+def _accounted(text: str) -> list[tuple[str, int | None]]:
+    """The job and the array's tasks of a JobID of sacct; nothing for what is none."""
+    match = _ARRAY_ID.fullmatch(text)
+    if match is not None:
+        return [(match[1], None if match[2] is None else int(match[2]))]
+    match = _WAITED.fullmatch(text)
+    ranges = [] if match is None else [_TASKS.fullmatch(each) for each in match[2].split(",")]
+    if match is None or None in ranges:
+        return []
+    return [
+        (match[1], task)
+        for each in ranges
+        if each is not None
+        for task in range(int(each[1]), int(each[2] or each[1]) + 1, int(each[3] or 1))
+    ]

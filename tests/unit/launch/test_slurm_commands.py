@@ -48,6 +48,18 @@ def test_sacct_is_read() -> None:
         parse_sacct("9.batch|COMPLETED|00:01:32|n1")
 
 
+def test_sacct_knows_the_tasks_of_an_array_that_was_cancelled_as_it_waited() -> None:
+    """slurmdb_get_job_id_str (src/common/slurmdb_defs.c) writes them in brackets, in one line."""
+    text = "10_[0,2-3]|CANCELLED by 1000|00:00:00|None assigned\n11_[1-5:2%1]|PENDING|00:00:00|\n"
+    found = [(state.job_id, state.task, state.is_active) for state in parse_sacct(text)]
+    assert found == [("10", task, False) for task in (0, 2, 3)] + [
+        ("11", task, True) for task in (1, 3, 5)
+    ]
+    for wrong in ("10_[]", "10_[x]", "10_[1-]", "10+0"):
+        with pytest.raises(RunError, match="sacct wrote"):
+            parse_sacct(f"{wrong}|CANCELLED|00:00:00|None assigned")
+
+
 def test_a_script_that_begins_with_a_dash_is_no_option() -> None:
     assert sbatch_argv(Path("-x"), ["1", "2"])[-2:] == ["--dependency=afterok:1:2", "./-x"]
     assert sbatch_argv(Path("/a b"), []) == ["sbatch", "--parsable", "/a b"]
