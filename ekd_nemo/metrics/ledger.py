@@ -100,7 +100,7 @@ def build_ledger(
     for rank in ranks:
         by_boot[rank.key.boot_id].append(rank)
     windows = joined({boot: tuple(windows_of(by_boot[boot])) for boot in sorted(by_boot)}, clocks)
-    windows = with_losses(windows, ranks)
+    windows = with_losses(windows, ranks, clocks)
     apart = _on_processors_alone(telemetry, ranks)
     rows: list[LedgerRow] = []
     reconciliation: dict[tuple[str, str], Reconciliation] = {}

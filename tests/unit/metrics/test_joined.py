@@ -32,6 +32,32 @@ def two_nodes(folder: Path) -> RunDir:
     return run
 
 
+def split_and_killed(folder: Path) -> RunDir:
+    """Attempt 1 from 10 s is ended after ten steps of 10 s, of which attempt 2 does the last two again.
+
+    The student on n1 at 300 W; the teacher on n2, which marks no steps, at 100 W.
+    """
+    run = RunDir(folder / "r-s1")
+    write_identity(run, identity("r-s1"))
+    student, teacher = Recorder(), Recorder(node="n2", boot_id="b2", sampler="s2")
+    student.device("GPU-0")
+    student.sample("GPU-0", 0, 160, lambda _: 300.0)
+    student.phase(0, "student_train", 10, 110, attempt=1)
+    for step in range(1, 11):
+        student.step(0, 10 + 10 * step, step, 100, attempt=1)
+    student.phase(0, "student_train", 120, 150, attempt=2)
+    for step in range(9, 12):
+        student.step(0, 120 + 10 * (step - 8), step, 100, attempt=2)
+    teacher.device("GPU-1")
+    teacher.sample("GPU-1", AHEAD_S, AHEAD_S + 160, lambda _: 100.0)
+    for attempt, start, end in ((1, 10, 110), (2, 120, 150)):
+        begun, ended = AHEAD_S + start, AHEAD_S + end
+        teacher.phase(1, "teacher_forward", begun, ended, attempt=attempt)
+    student.write(run)
+    teacher.write(run)
+    return run
+
+
 def offsets(ahead_ns: int = AHEAD_S * S, boot: str = "b2", attempt: int = 1) -> ClockOffsets:
     def one(node: str, boot_id: str, ahead: int) -> ClockOffset:
         return ClockOffset(node=node, boot_id=boot_id, ahead_ns=ahead, uncertainty_ns=9, rounds=16)
@@ -67,6 +93,15 @@ def test_an_evaluation_on_a_third_node_does_not_part_those_that_trained(tmp_path
     found = run_energy(ledger_of_run(run))
     assert found.e_run.value == together.value == pytest.approx(300 * 50 + 100 * 50)
     assert found.evaluation.value == pytest.approx(200 * 30)
+
+
+def test_a_teacher_on_nodes_of_its_own_loses_what_the_student_lost(tmp_path: Path) -> None:
+    run = split_and_killed(tmp_path)
+    for attempt in (1, 2):
+        write_clocks(run.joint_clocks(attempt), offsets(attempt=attempt))
+    found = run_energy(ledger_of_run(run))
+    assert found.e_run.value == pytest.approx((300 + 100) * (100 + 30))
+    assert found.lost.value == pytest.approx((300 + 100) * 20)
 
 
 @pytest.mark.parametrize("measured", [offsets(boot="another"), offsets(attempt=2)])
