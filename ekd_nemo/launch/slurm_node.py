@@ -70,7 +70,7 @@ class NodeStep:
     ) -> None:
         """Nothing is started yet; SIGTERM ends it, SIGUSR1 (the time limit's, meant for the ranks) does nothing.
 
-        An ignored signal stays ignored in the sampler's process.
+        An ignored signal stays ignored in the sampler's process. A rank that is this process' child gets both.
         """
         self._run, self._recipe, self._task = run, recipe, task
         self._ranks, self._silent_s = ranks, silent_s
@@ -85,6 +85,16 @@ class NodeStep:
         self._ended.set()
         if self._prepares:
             raise SystemExit(EXIT_SAVED)
+        self._hand_on(number, frame)
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        """Pass a signal on to the rank: by default proctrack/cgroup signals tasks and not their children.
+
+        Source: proctrack_p_signal, src/plugins/proctrack/cgroup/proctrack_cgroup.c; SignalChildrenProcesses, man
+        cgroup.conf.
+        """
+        if self._child is not None:
+            self._child.send_signal(number)
 
     def __call__(self, start: Callable[[], subprocess.Popen[bytes]] | None = None) -> int:
         """Sample until told to end; EXIT_HUNG, with the rank named, when the run has hung.
@@ -102,12 +112,20 @@ class NodeStep:
                 self._gather(number, ready)
             wait_for(ready, "the first node's word that all nodes sample")
             self._prepares = False
-            self._child = start() if start else None
+            if start:
+                self._watch_over(start())
             code = self._lead(number) if leads else self._follow()
         if leads:
             note_if_trained(self._run, self._recipe, number)
         self._clear(leads)
         return code
+
+    def _watch_over(self, child: subprocess.Popen[bytes]) -> None:
+        """Take on the rank of this task; one that was told to end while it started is told now."""
+        self._child = child
+        signal.signal(signal.SIGUSR1, self._hand_on)
+        if self._ended.is_set():
+            child.terminate()
 
     def _tell_devices(self, sampler: Sampler) -> None:
         devices = [device.model_dump() for device in sampler.identities()]

@@ -66,7 +66,7 @@ def launch_in_step(resolved: ResolvedRecipe, runs: Path, run_id: str | None) -> 
 
 
 def _start(run: RunDir, task: Task) -> subprocess.Popen[bytes]:
-    """The worker of this task as a child, in this process' group: Slurm's signals reach both."""
+    """The worker of this task as a child; Slurm's signals reach it through this process, or both."""
     environment = {**os.environ, **rank_environment(run, task, os.environ)}
     process = subprocess.Popen(worker_argv(run), env=environment)
     note_process(run, task, process.pid)
