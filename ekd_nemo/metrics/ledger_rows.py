@@ -1,7 +1,7 @@
 """The ledger rows of one device: its pieces of time, measured on its curves and summed by phase and stretch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from ekd_nemo.metrics.curve import EnergyCurve, Floats, Ints
 from ekd_nemo.metrics.devices import Device, Role
 from ekd_nemo.metrics.marks import RankMarks
-from ekd_nemo.metrics.phase_time import Pieces, Window, blocks_of, pieces_of, rows_of
+from ekd_nemo.metrics.phase_time import RUN_PHASES, Pieces, Window, blocks_of, pieces_of, rows_of
 from ekd_nemo.metrics.quantity import Source
 from ekd_nemo.records.phases import PHASES, Phase
 
@@ -72,13 +72,25 @@ def device_rows(
     """
     own = [rank for rank in ranks if device.role == "host" or device.uuid in rank.key.uuids]
     if own:
-        pieces = pieces_of(own, windows)
+        pieces = pieces_of(own, windows if device.role == "host" else _held(own, windows))
         block = blocks_of(pieces)
         return _rows(device, pieces, block, rows_of(pieces, block), occupied=True)
     runs = [window for window in windows if window.run_end_ns > window.run_start_ns]
     pieces = _whole(runs)
     number = np.arange(len(runs), dtype=np.int64)
     return _rows(device, pieces, np.full(len(runs), -1, np.int64), number, occupied=False)
+
+
+def _held(ranks: Sequence[RankMarks], windows: Sequence[Window]) -> list[Window]:
+    """The windows, E_run's part left out of those in which no rank did anything for it on this device.
+
+    Such as a GPU on which a job of its own evaluated, beside those that had trained.
+    """
+    held = {rank.key.attempt for rank in ranks if np.isin(rank.stretches.phase, RUN_PHASES).any()}
+    return [
+        window if window.attempt in held else replace(window, run_end_ns=window.run_start_ns)
+        for window in windows
+    ]
 
 
 def _whole(windows: Sequence[Window]) -> Pieces:

@@ -509,6 +509,29 @@ def test_an_attempt_on_processors_alone_is_no_time_of_the_accelerators(tmp_path:
     assert value(result.lost) == 0
 
 
+def test_a_gpu_that_only_an_evaluation_held_was_not_idle_while_the_others_trained(
+    tmp_path: Path,
+) -> None:
+    """A later job on the same node was given another board; or shards were built again before it."""
+    recorder = one_gpu(300)
+    recorder.phase(0, "student_train", 10, 60)
+    later = Recorder(sampler="later")
+    later.device("GPU-5")
+    later.sample("GPU-5", 140, 200, lambda _: 200.0)
+    later.phase(0, "eval", 150, 190, uuids=("GPU-5",))
+    later.device("CPU-n1-package-0", meter="rapl", device_kind="cpu", role="host")
+    later.sample("CPU-n1-package-0", 200, 300, lambda _: 80.0)
+    later.phase(1, "preprocess", 210, 240, uuids=("CPU-n1-package-0",), attempt=2)
+    later.phase(0, "eval", 250, 260, attempt=2)
+    result = energy(tmp_path, recorder, later)
+    assert value(result.e_run) == pytest.approx(50 * 300)
+    assert (result.e_run.coverage, result.e_run.high) == (1.0, None)
+    assert value(result.duration) == pytest.approx(50)
+    assert value(result.mean_power) == pytest.approx(300)
+    assert value(result.host) == pytest.approx(30 * 80)
+    assert value(result.evaluation) == pytest.approx(40 * 200)
+
+
 def test_an_accelerator_that_no_rank_occupies_is_shown_and_not_counted(tmp_path: Path) -> None:
     recorder = one_gpu(300)
     recorder.device("GPU-9")
