@@ -10,7 +10,8 @@ import numpy as np
 from ekd_nemo.metrics.curve import Floats, Ints
 from ekd_nemo.metrics.devices import Device, device_keys, device_of
 from ekd_nemo.metrics.ledger import Ledger
-from ekd_nemo.metrics.phase_time import Window
+from ekd_nemo.metrics.marks import RankMarks
+from ekd_nemo.metrics.phase_time import RUN_PHASES, Window
 from ekd_nemo.metrics.series import Telemetry
 from ekd_nemo.records.phases import PHASES
 from ekd_nemo.units import NS_PER_S
@@ -25,7 +26,7 @@ class Profile:
 
     Attributes:
         edges_s: [B+1] bounds of the bins since the run began.
-        power_w: [B] mean power of all accelerators together; NaN where a device has no sample.
+        power_w: [B] mean power of all accelerators that the run held then; NaN where one of them has no sample.
         devices_w: [B] mean power by device (UUID).
         phases: stretches of the first rank as start, end and name, in s.
         end_s: when the run ends, inside the last bin.
@@ -81,21 +82,25 @@ def profile_of(ledger: Ledger, telemetry: Telemetry, bin_s: float) -> Profile | 
         return None
     count = max(1, int(np.ceil(ledger.duration_s / bin_s)))
     edges_s = np.arange(count + 1) * bin_s
-    occupied = {(r.key.boot_id, uuid) for r in ledger.ranks for uuid in r.key.uuids}
+    held = _held(ledger)
     devices: dict[str, Floats] = {}
+    width_s = np.diff(np.minimum(edges_s, ledger.duration_s))
+    power_w, is_held = np.zeros(count), np.zeros(count, np.bool_)
     for (boot, uuid), keys in device_keys(telemetry.series).items():
-        if (boot, uuid) not in occupied:
+        windows = [w for w in ledger.windows_on(boot) if (boot, uuid, w.attempt) in held]
+        if not windows:
             continue
-        device = device_of(keys, telemetry.series)
-        if device.role == "host":
-            continue
-        power = _binned(device, ledger.windows_on(boot), starts, edges_s)
+        power, held_s = _binned(device_of(keys, telemetry.series), windows, starts, edges_s)
         devices[uuid] = _first_known(devices.get(uuid), power)
+        inside = (held_s > 0) & (width_s > 0)
+        share = np.minimum(held_s, width_s) / np.where(inside, width_s, 1.0)
+        power_w += np.where(inside, power * share, 0.0)
+        is_held |= inside
     if not devices:
         return None
     return Profile(
         edges_s,
-        np.sum(list(devices.values()), axis=0),
+        np.where(is_held, power_w, np.nan),
         devices,
         _phases(ledger, starts),
         ledger.duration_s,
@@ -112,11 +117,28 @@ def starts_of(ledger: Ledger) -> dict[int, float]:
     return starts if since_s > 0 else {}
 
 
+def _held(ledger: Ledger) -> set[tuple[str, str, int]]:
+    """Boot id, UUID and attempt of the accelerators whose energy E_run counts.
+
+    A job that went on somewhere else, or an evaluation in a job of its own, had others.
+    """
+    return {
+        (row.boot_id, row.uuid, row.attempt)
+        for row in ledger.rows
+        if row.in_run and row.role != "host" and row.phase is not None
+    }
+
+
 def _binned(
     device: Device, windows: Sequence[Window], starts: dict[int, float], edges_s: Floats
-) -> Floats:
-    """Mean power of one device in each bin, over the part of the bin that samples cover; NaN without any."""
-    energy_j, covered_s = np.zeros(len(edges_s) - 1), np.zeros(len(edges_s) - 1)
+) -> tuple[Floats, Floats]:
+    """One device in each bin.
+
+    Returns:
+        [B] mean power over the part of the bin that samples cover, NaN without any; [B] time for which the run held
+        the device, in s.
+    """
+    energy_j, covered_s, held_s = (np.zeros(len(edges_s) - 1) for _ in range(3))
     for window in windows:
         offset_ns = window.run_start_ns - starts[window.attempt] * NS_PER_S
         edges: Ints = np.clip(
@@ -126,8 +148,10 @@ def _binned(
         )
         energy_j += device.best.energy_j(edges[:-1], edges[1:])
         covered_s += device.best.covered_s(edges[:-1], edges[1:])
+        held_s += np.diff(edges) / NS_PER_S
     known = covered_s > 0
-    return np.where(known, energy_j / np.where(known, covered_s, 1.0), np.nan)
+    power_w = np.where(known, energy_j / np.where(known, covered_s, 1.0), np.nan)
+    return power_w, held_s
 
 
 def _first_known(one: Floats | None, other: Floats) -> Floats:
@@ -139,7 +163,7 @@ def _phases(ledger: Ledger, starts: dict[int, float]) -> tuple[tuple[float, floa
     """The stretches of the lowest rank of each attempt, inside what E_run spans."""
     found: list[tuple[float, float, str]] = []
     for attempt, start_s in starts.items():
-        ranks = [r for r in ledger.ranks if r.key.attempt == attempt and len(r.stretches.phase)]
+        ranks = [r for r in ledger.ranks if r.key.attempt == attempt and _works(r)]
         if not ranks:
             continue
         rank = min(ranks, key=lambda r: r.key.rank)
@@ -155,3 +179,8 @@ def _phases(ledger: Ledger, starts: dict[int, float]) -> tuple[tuple[float, floa
             if end <= window.run_end_ns
         )
     return tuple(found)
+
+
+def _works(rank: RankMarks) -> bool:
+    """Whether a rank has a phase that E_run counts; one that evaluates alone, in a job of its own, has none."""
+    return bool(np.isin(rank.stretches.phase, RUN_PHASES).any())

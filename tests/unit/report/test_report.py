@@ -54,6 +54,27 @@ def test_the_profile_holds_the_energy_of_the_run(runs: Path) -> None:
     assert found.phases[0] == (0.0, 8.0, "prerun")
 
 
+@pytest.mark.parametrize("node", ["n0", "n9"])
+def test_a_run_that_went_on_elsewhere_and_was_evaluated_elsewhere_has_its_power(
+    tmp_path: Path, node: str
+) -> None:
+    """The boards of one attempt are not missing in the other's time, nor those of the evaluation in the run's."""
+    run = RunDir(tmp_path)
+    for name, first, last, attempt, phase in [
+        ("n1", 10, 35, 1, "student_train"), ("n2", 10, 25, 2, "student_train"), (node, 5, 30, 2, "eval"),
+    ]:  # fmt: skip
+        recorder = Recorder(node=name, boot_id=f"b{name}", sampler=name)
+        recorder.device(f"GPU-{name}")
+        recorder.sample(f"GPU-{name}", 0, 50, lambda _, watts=100.0 * attempt: watts)
+        recorder.phase(0, phase, first, last, attempt=attempt, uuids=[f"GPU-{name}"])
+        recorder.write(run)
+    found = profile(run, 10)
+    assert found.power_w == pytest.approx([100, 100, 150, 200])
+    assert found.energy_so_far_j[-1] == pytest.approx(25 * 100 + 15 * 200)
+    assert set(found.devices_w) == {"GPU-n1", "GPU-n2"}
+    assert found.phases == ((0, 25, "student_train"), (25, 40, "student_train"))
+
+
 def test_attempts_follow_each_other_and_gaps_stay_open(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     recorder = Recorder()
