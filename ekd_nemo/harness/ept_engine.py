@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -12,8 +12,7 @@ from transformers.cache_utils import DynamicCache
 from ekd_nemo.errors import CheckpointError, RunError, UserError
 from ekd_nemo.evals.ept_request import EptSettings
 from ekd_nemo.evals.token_count import generated_tokens, left_padded
-
-_ROOM: Final = 0.8  # of a GPU's free memory that weights may take before several share them
+from ekd_nemo.harness.placing import one_gpu_holds
 
 Rows = Sequence[Sequence[int]]
 
@@ -94,7 +93,7 @@ class HfEngine:
             dtype=getattr(torch, wanted),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
-            **_placement(folder, device, wanted),
+            **_placement(folder, device, wanted, settings.trust_remote_code),
         ).eval()
         self.uuids = _occupied(self._model, device, tuple(uuids))
         self.max_tokens = int(getattr(self._model.config, "max_position_embeddings", 2**31))
@@ -189,18 +188,11 @@ def _plain_dtype(device: str) -> str:
     return "float32" if device == "cpu" else "bfloat16"
 
 
-def _placement(folder: str, device: str, dtype: str) -> dict[str, Any]:
+def _placement(folder: str, device: str, dtype: str, trust_remote_code: bool) -> dict[str, Any]:
     """On one device; over all visible GPUs where one cannot hold the weights."""
     if device == "cpu":
         return {"device_map": {"": "cpu"}}
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig
-
-    with init_empty_weights():
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    size = sum(weight.numel() for weight in empty.parameters()) * getattr(torch, dtype).itemsize
-    free, _ = torch.cuda.mem_get_info()
-    alone = size < _ROOM * free or torch.cuda.device_count() == 1
+    alone = one_gpu_holds(folder, dtype, trust_remote_code=trust_remote_code)
     return {"device_map": {"": 0} if alone else "auto"}
 
 

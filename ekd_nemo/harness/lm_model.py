@@ -8,6 +8,7 @@ import psutil
 from lm_eval.models.huggingface import HFLM
 
 from ekd_nemo.evals.request import Job, LmSettings
+from ekd_nemo.harness.placing import one_gpu_holds
 
 # On a CPU `auto` takes this part of the free memory for logits, of which the harness holds about three copies in fp32.
 _SHARE: Final = 0.3
@@ -49,7 +50,10 @@ class CpuModel(HFLM):
 
 
 def load_model(job: Job, settings: LmSettings, device: str) -> HFLM:
-    """Load the model of a job; below torchrun every rank loads it and takes its part of the items."""
+    """Load the model of a job; below torchrun every rank loads it and takes its part of the items.
+
+    One process spreads a model that a single GPU cannot hold over all that are visible.
+    """
     placement: dict[str, Any] = {}
     if device == "cpu" and _world_size() > 1:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # gloo
@@ -58,6 +62,9 @@ def load_model(job: Job, settings: LmSettings, device: str) -> HFLM:
     dtype = (
         settings.dtype if settings.dtype != "auto" else {"cpu": "float32"}.get(device, "bfloat16")
     )
+    if device == "cuda" and _world_size() == 1:
+        trusted = settings.trust_remote_code
+        placement = {"parallelize": not one_gpu_holds(job.model, dtype, trust_remote_code=trusted)}
     on_cpu = device == "cpu" and settings.batch_size == "auto"
     model = (CpuModel if on_cpu else HFLM)(
         pretrained=job.model,

@@ -68,3 +68,28 @@ def test_each_task_is_sized_by_its_longest_request(
     assert len(answers) == len(requests)
     assert asked == [tokens]
     assert lm_model.chosen_batch(model) == 3
+
+
+@pytest.mark.parametrize(
+    ("gpus", "free", "spread"),
+    [(8, 4_000, True), (8, GIB, False), (1, 4_000, False)],  # the weights take 4.4 kB and more
+)
+def test_a_model_that_one_gpu_cannot_hold_is_spread_over_those_that_are_there(
+    model: Any, monkeypatch: pytest.MonkeyPatch, gpus: int, free: int, spread: bool
+) -> None:
+    import torch
+
+    from ekd_nemo.harness import lm_model
+
+    asked: list[bool] = []
+
+    def loaded(**options: Any) -> SimpleNamespace:
+        asked.append(options["parallelize"])
+        return SimpleNamespace()
+
+    monkeypatch.setattr(lm_model, "HFLM", loaded)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+    job = Job(name="model", model=str(model.pretrained), tasks=(), out="")
+    lm_model.load_model(job, LmSettings(tasks=()), "cuda")
+    assert asked == [spread]
