@@ -102,7 +102,7 @@ def device_of(keys: Sequence[SeriesKey], series: Mapping[SeriesKey, Series]) -> 
         keys[0].uuid,
         Clock(keys[0].node, keys[0].boot_id),
         lines[-1].name if lines else keys[0].uuid,
-        lines[-1].role if lines else None,
+        role_of(keys, series),
         weakest(part.source for part in parts) or "measured",
         power,
         counter,
@@ -111,6 +111,18 @@ def device_of(keys: Sequence[SeriesKey], series: Mapping[SeriesKey, Series]) -> 
         _watts([line.power_limit_mw for line in lines]),
         tuple(sorted(flags | _mig_flags(lines) | _stated_flags(lines))),
     )
+
+
+def role_of(keys: Sequence[SeriesKey], series: Mapping[SeriesKey, Series]) -> Role | None:
+    """The part that a device has in a run: one. What any of its samplers took for an accelerator is one.
+
+    Processors may be the accelerators of the training and, in a job that was told that it holds no GPU, host devices
+    while shards were built.
+    """
+    roles = {device.role for key in keys if (device := series[key].device) is not None}
+    if not roles:
+        return None
+    return "accelerator" if "accelerator" in roles else "host"
 
 
 def _power_of(part: Series, flags: set[str]) -> EnergyCurve:

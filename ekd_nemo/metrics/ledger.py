@@ -17,6 +17,7 @@ from ekd_nemo.metrics.devices import (
     device_keys,
     device_of,
     reconcile,
+    role_of,
 )
 from ekd_nemo.metrics.joined import joined
 from ekd_nemo.metrics.ledger_rows import LedgerRow, device_rows
@@ -203,9 +204,9 @@ def _accounted(
 def _on_processors_alone(telemetry: Telemetry, ranks: Sequence[RankMarks]) -> set[tuple[str, int]]:
     """Boot id and attempt of those whose ranks occupied nothing but host devices, such as a cluster's shards."""
     hosts = {
-        (key.boot_id, key.uuid)
-        for key, series in telemetry.series.items()
-        if series.device is not None and series.device.role == "host"
+        device
+        for device, keys in device_keys(telemetry.series).items()
+        if role_of(keys, telemetry.series) == "host"
     }
     seen: dict[tuple[str, int], bool] = {}
     for rank in ranks:

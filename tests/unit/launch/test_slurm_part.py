@@ -33,18 +33,35 @@ def plan(tiny: ResolvedRecipe) -> Plan:
     )
 
 
-@pytest.mark.parametrize("host_only", [False, True])
-def test_building_shards_is_metered_as_an_attempt_of_its_own(plan: Plan, host_only: bool) -> None:
-    assert run_part(plan, "data", host_only=host_only) == 0
+def metered_by(plan: Plan, meter: str) -> Plan:
+    energy = plan.recipe.energy.model_copy(update={"meter": meter})
+    recipe = plan.recipe.model_copy(update={"energy": energy})
+    plan.run.run_json.unlink()
+    make_run(plan.run, recipe)
+    return replace(plan, resolved=replace(plan.resolved, recipe=recipe))
+
+
+@pytest.mark.parametrize(
+    ("host_only", "meter", "role"),
+    [
+        (False, "estimate", "accelerator"),
+        (True, "auto", "host"),
+        (True, "estimate", "accelerator"),  # which the recipe takes for one everywhere
+    ],
+)
+def test_building_shards_is_metered_as_an_attempt_of_its_own(
+    plan: Plan, host_only: bool, meter: str, role: str
+) -> None:
+    assert run_part(metered_by(plan, meter), "data", host_only=host_only) == 0
     (attempt,) = read_identity(plan.run).attempts
     assert attempt.world_size is None
     assert attempt.devices
     ledger = ledger_of_run(plan.run)
     rows = [row for row in ledger.rows if row.phase == "preprocess"]
-    assert {row.role for row in rows} == {"host" if host_only else "accelerator"}
+    assert {row.role for row in rows} == {role}
     assert sum(row.duration_s for row in rows) >= 1.2
     found = run_energy(ledger)
-    spent, other = (found.host, found.e_run) if host_only else (found.e_run, found.host)
+    spent, other = (found.host, found.e_run) if role == "host" else (found.e_run, found.host)
     assert spent.value is not None and spent.value > 0
     assert other.value is None
 

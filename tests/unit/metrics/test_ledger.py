@@ -532,6 +532,23 @@ def test_a_gpu_that_only_an_evaluation_held_was_not_idle_while_the_others_traine
     assert value(result.evaluation) == pytest.approx(40 * 200)
 
 
+@pytest.mark.parametrize("samplers", [("a", "b"), ("b", "a")])
+def test_processors_that_trained_are_no_host_while_shards_were_built(
+    tmp_path: Path, samplers: tuple[str, str]
+) -> None:
+    """The job that built shards was told that it holds no GPU; on the node that trains there is none either."""
+    cpu = "CPU-n1-package-0"
+    first, second = (Recorder(sampler=name) for name in samplers)
+    for recorder, role, begin in ((first, "host", 0), (second, "accelerator", 50)):
+        recorder.device(cpu, meter="estimate", device_kind="cpu", role=role)
+        recorder.sample(cpu, begin, begin + 40, lambda _: 80.0)
+    first.phase(0, "preprocess", 5, 25, uuids=(cpu,))
+    second.phase(0, "student_train", 55, 85, uuids=(cpu,), attempt=2)
+    result = energy(tmp_path, first, second)
+    assert value(result.e_run) == pytest.approx(80 * (20 + 30))
+    assert value(result.duration) == pytest.approx(50)
+
+
 def test_an_accelerator_that_no_rank_occupies_is_shown_and_not_counted(tmp_path: Path) -> None:
     recorder = one_gpu(300)
     recorder.device("GPU-9")
