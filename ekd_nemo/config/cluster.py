@@ -151,7 +151,15 @@ class Device(Strict):
 
 
 class Nodes(Strict):
-    """The nodes that a job may take: alike, one rank on each device."""
+    """The nodes that a job may take: alike, one rank on each device.
+
+    Attributes:
+        count: how many.
+        devices_per_node: and thus ranks.
+        cpus_per_node: as Slurm counts them (`CPUTot` of `scontrol show node`: threads, where cores have several); the
+            ranks share them in order, so that all of them lie on the sockets of their boards.
+        device: of each rank.
+    """
 
     count: PositiveInt
     devices_per_node: PositiveInt

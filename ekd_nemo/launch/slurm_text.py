@@ -18,6 +18,9 @@ EXIT_HUNG: Final = 76  # of the samplers' step: a rank has fallen silent, and th
 # stands.
 EXIT_UNHEARD: Final = (138, 143)
 
+# Parts without ranks that are further at each start, block by block: the time limit is no failure of theirs.
+GOES_ON: Final = ("cache",)
+
 # What ranks need on any cluster; what a site or a device needs stands in the cluster file, and goes before these.
 DEFAULTS: Final = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": (
@@ -127,7 +130,7 @@ def _header(part: Part, cluster: Cluster, place: Place) -> str:
     lines += [directive("time", slurm.time_limit)]
     if several:
         lines.append(directive("array", part.array))
-    if part.ranks:
+    if part.ranks or part.name in GOES_ON:
         lines.append(directive("signal", f"USR1@{slurm.grace_s}"))
     lines.append(directive("requeue" if slurm.requeue else "no-requeue"))
     lines += [
@@ -279,7 +282,8 @@ def _ranks(part: Part, cluster: Cluster, slurm: Slurm) -> str:
     tasks = [f"--ntasks={part.ranks}", f"--ntasks-per-node={part.ranks // part.nodes}"]
     # srun takes the cores of a task from sbatch no longer since Slurm 22.05.
     tasks += [f"--cpus-per-task={cores}"] if cores else []
-    tasks += ["--distribution=block"]
+    # Slurm's default deals the ranks of a node out over its sockets in turn; boards stand behind sockets in blocks.
+    tasks += ["--distribution=block:block"]
     tasks += [f"--mpi={slurm.mpi}"] if slurm.mpi else []
     sampler = [*step, f"--ntasks={part.nodes}", "--ntasks-per-node=1", "--overlap"]
     return _RANKS.format(
