@@ -51,7 +51,9 @@ from ekd_nemo.telemetry.process import Sampler
 
 LOOK_S: Final = 2.0
 LAST_LOOK_S: Final = 0.5  # between looks at ranks that are about to end
-ANSWER_S: Final = 10.0  # for the other nodes to say how their processes are
+# For all other nodes to say how their processes are: on NFS a file that was not there may stay so for a minute
+# (acdirmax, man nfs), once for the question and once for the answer.
+ANSWER_S: Final = 150.0
 
 
 class NodeStep:
@@ -192,10 +194,11 @@ class NodeStep:
         write_text(self._ask_file(), "\n")
         self._answer()
         states: dict[int, str] = {}
+        give_up_s = time.monotonic() + ANSWER_S
         for node in self._task.nodes:
             path = self._answer_file(node)
             try:
-                wait_for(path, f"an answer of {node}", ANSWER_S)
+                wait_for(path, f"an answer of {node}", max(0.0, give_up_s - time.monotonic()))
             except RunError:
                 continue  # a node that does not answer: its ranks stay unknown
             states |= {int(rank): state for rank, state in json.loads(path.read_text()).items()}

@@ -15,7 +15,9 @@ from ekd_nemo.records.atomic import write_text
 from ekd_nemo.records.rundir import RunDir
 
 POLL_S: Final = 0.2
-WAIT_S: Final = 180.0  # for a node's sampler, or for a file that another node has written
+# For a node's sampler, or for a file that another node has written. A node's tasks begin once pyxis has unpacked the
+# image there (slurm_spank_user_init, pyxis_slurmstepd.c), or fetched it: nodes may be minutes apart.
+WAIT_S: Final = 600.0
 
 
 def ready_file(run: RunDir, attempt: str) -> Path:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.launch import slurm_node
 from ekd_nemo.launch.slurm_env import Task
 from ekd_nemo.launch.slurm_node import NodeStep
+from ekd_nemo.launch.slurm_text import LOGS
 from ekd_nemo.records.clock import node_name
 from ekd_nemo.records.rundir import RunDir
 
@@ -74,3 +76,20 @@ def test_a_rank_below_its_task_is_told_to_save(
         for child in children:
             child.kill()
             child.wait()
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_nodes_that_do_not_answer_are_waited_for_together(
+    tiny: ResolvedRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three silent nodes take as long as one; what the fourth says counts."""
+    monkeypatch.setattr(slurm_node, "ANSWER_S", 0.6)
+    nodes = (node_name(), "silent-1", "silent-2", "silent-3")
+    task = Task("9-0", "0", 0, 0, 4, 1, nodes, 0)
+    run = RunDir(tmp_path / "run")
+    (run.path / LOGS).mkdir(parents=True)
+    step = NodeStep(run, tiny.recipe, task, 4, 10.0)
+    began_s = time.monotonic()
+    found = {each.rank: each.state for each in step._culprits(1)}
+    assert time.monotonic() - began_s < 1.5
+    assert found == {0: "not started", 1: "unknown", 2: "unknown", 3: "unknown"}
