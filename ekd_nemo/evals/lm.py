@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ekd_nemo.errors import RunError
 from ekd_nemo.evals.eval_dir import EvalDir
 from ekd_nemo.evals.harness_process import Event, harness_version, run_harness
 from ekd_nemo.evals.harnesses import LM, Harness
@@ -134,11 +135,13 @@ def evaluate(
             if task not in todo[target.role]:
                 tell(f"{target.role}: {task}: stored for these weights and settings, not run again")
     with storing("results"):
+        for target in targets:
+            _hand_over(
+                plan, target, [task for task in tasks.names if task not in todo[target.role]]
+            )
         if any(todo.values()):
             with around():
                 _run(plan, todo, log, tell)
-        for target in targets:
-            _hand_over(plan, target, tasks.names)
 
 
 def _run(plan: Plan, todo: Mapping[str, tuple[str, ...]], log: Path, tell: Tell) -> None:
@@ -215,17 +218,28 @@ class _Receiver:
             duration_s=round(duration_s, 3),
         )
         target.home.place(Path(event["out"]), settings)
-        _hand_over(self._plan, target, (task,))
+        if target.copies_to is not None:
+            # From what this harness left: another evaluation of the same model may be storing its own by now.
+            origin = str(target.home.results(target.home_role, task))
+            update = {"role": target.role, "copied_from": origin}
+            target.copies_to.place(Path(event["out"]), settings.model_copy(update=update))
         self._tell(f"{target.role}: {task} done in {duration_s:.0f} s")
 
 
 def _hand_over(plan: Plan, target: Target, tasks: Sequence[str]) -> None:
-    """Copy a shared model's results into the run that asked for them."""
+    """Copy a shared model's stored results into the run that asked for them.
+
+    Raises: RunError if one has been replaced since it was found.
+    """
     if target.copies_to is None:
         return
     for task in tasks:
         key = (target.model.weights_sha256, plan.request_hash(target, task))
         if target.copies_to.find(target.role, task, *key) is None:
             stored = target.home.find(SHARED_ROLE, task, *key)
-            assert stored is not None, "just placed"
+            if stored is None:
+                raise RunError(
+                    f"{target.role}: {task}: another evaluation of {target.model.shown} is replacing its result in "
+                    f"{target.home.path}; the same command again goes on"
+                )
             target.copies_to.copy(stored, target.role, target.home)

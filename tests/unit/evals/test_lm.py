@@ -8,10 +8,11 @@ import pytest
 
 from ekd_nemo.errors import RunError
 from ekd_nemo.evals import lm
-from ekd_nemo.evals.eval_dir import EvalDir
+from ekd_nemo.evals.eval_dir import EvalDir, Stored
 from ekd_nemo.evals.lm import SHARED_ROLE, Target, evaluate
 from ekd_nemo.evals.model_folder import ModelFolder
 from ekd_nemo.evals.request import LmSettings, Request
+from ekd_nemo.evals.sidecar import Sidecar
 from ekd_nemo.evals.taskset import TaskSet
 from tests.unit.evals.sidecars import harness_output
 
@@ -136,3 +137,39 @@ def test_a_lost_copy_is_made_again_without_the_harness(tmp_path: Path, replay: R
     run(tmp_path, "r1")
     assert len(replay.ran) == 2
     assert {s.role for s in home.stored()} == {"student", "teacher"}
+
+
+def test_two_runs_may_evaluate_the_teacher_that_they_share_at_once(
+    tmp_path: Path, replay: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tasks of a job array do: one hands its result over while the other is between its renames."""
+    place = EvalDir.place
+
+    def and_the_other_one(home: EvalDir, scratch: Path, settings: Sidecar) -> Stored:
+        stored = place(home, scratch, settings)
+        if home.path.name == "shared":
+            other = settings.model_copy(update={"results_sha256": "0" * 64, "request_hash": "x"})
+            home.settings(SHARED_ROLE, TASK).write_text(other.model_dump_json())
+        return stored
+
+    monkeypatch.setattr(EvalDir, "place", and_the_other_one)
+    run(tmp_path, "r1")
+    (stored,) = [s for s in EvalDir(tmp_path / "r1" / "eval").stored() if s.role == "teacher"]
+    assert stored.settings.copied_from == str(
+        EvalDir(tmp_path / "shared").results(SHARED_ROLE, TASK)
+    )
+
+
+def test_a_stored_result_that_is_replaced_meanwhile_is_one_line(
+    tmp_path: Path, replay: Replay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, "r1")
+    find, asked = EvalDir.find, list[str]()
+
+    def once(home: EvalDir, role: str, *words: str) -> Stored | None:
+        asked.extend([role] if home.path.name == "shared" else [])
+        return None if asked.count(SHARED_ROLE) > 1 else find(home, role, *words)
+
+    monkeypatch.setattr(EvalDir, "find", once)
+    with pytest.raises(RunError, match="another evaluation of .* is replacing its result"):
+        run(tmp_path, "r2")
