@@ -56,7 +56,7 @@ class RunsCollector(Collector):
 
     def _find_runs(self) -> None:
         oldest_s = time.time() - FORGET_S
-        folders = {file.parent.parent for file in self._files() if file.stat().st_mtime >= oldest_s}
+        folders = {file.parent.parent for file in self._files() if _written_s(file) >= oldest_s}
         self._live = {
             path: self._live.get(path) or LiveRun(RunDir(path)) for path in sorted(folders)
         }
@@ -64,6 +64,14 @@ class RunsCollector(Collector):
     def _files(self) -> Iterable[Path]:
         for pattern in ("telemetry/*.jsonl", "*/telemetry/*.jsonl"):
             yield from self._folder.glob(pattern)
+
+
+def _written_s(file: Path) -> float:
+    """When a file was last written to, since the epoch; 0 if it has been packed since it was listed."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is_fresh(t_wall_ns: int) -> bool:
@@ -127,7 +135,7 @@ def _rank_metrics(runs: Iterable[LiveRun]) -> list[Metric]:
         "ekd_tokens", "Tokens of the rank's replica since the exporter began", labels=labels
     )
     for run in runs:
-        for rank in run.ranks.values():
+        for rank in run.working():
             values = [run.run.run_id, rank.node, str(rank.rank)]
             for uuid in rank.uuids or ("",):
                 phase.add_metric([*values, uuid, rank.phase], 1)

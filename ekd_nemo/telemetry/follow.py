@@ -1,5 +1,6 @@
 """Follows files that grow: the whole lines that have come since the last look."""
 
+import os
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -39,7 +40,7 @@ class Follower:
             return self._read(file)
 
     def _read(self, file: BinaryIO) -> list[Line]:
-        stat = self.path.stat()
+        stat = os.fstat(file.fileno())  # of what was opened: the path may be another file's by now
         lines: list[Line] = []
         if stat.st_ino != self._inode or stat.st_size < self._offset:
             self._inode, self._offset = stat.st_ino, 0

@@ -25,6 +25,7 @@ from ekd_nemo.telemetry.follow import Follower
 from ekd_nemo.units import MJ_PER_J, MW_PER_W, NS_PER_S
 
 WINDOW_S: Final = 60.0
+FORGET_S: Final = 600.0  # longer than any step takes
 GAP_S: Final = 2.0
 ENDS_BYTES: Final = 1 << 20
 NO_PHASE: Final = "idle"
@@ -88,6 +89,7 @@ class LiveRun:
         self.devices: dict[tuple[str, str], LiveDevice] = {}
         self.ranks: dict[int, LiveRank] = {}
         self.newest_ns = 0
+        self._attempt = 0
         self._followers: dict[int, Follower] = {}
 
     def refresh(self) -> None:
@@ -146,17 +148,29 @@ class LiveRun:
 
     def _rank_on(self, uuid: str) -> LiveRank | None:
         """The lowest rank that occupies a device."""
-        here = (rank for rank in self.ranks.values() if uuid in rank.uuids)
+        here = (rank for rank in self.ranks.values() if self._works(rank) and uuid in rank.uuids)
         return min(here, key=lambda rank: rank.rank, default=None)
+
+    def working(self) -> list[LiveRank]:
+        """The ranks of the newest attempt, by number: it may have fewer than one before."""
+        return [self.ranks[n] for n in sorted(self.ranks) if self._works(self.ranks[n])]
+
+    def _works(self, rank: LiveRank) -> bool:
+        return rank.attempt == self._attempt
 
     def _take_mark(self, line: MarkLine) -> None:
         rank = self.ranks.get(line.rank)
+        if rank is not None and line.attempt < rank.attempt:
+            # of an attempt on another node, whose lines come later where files are read for the first time
+            rank.tokens += line.tokens if isinstance(line, StepMark) else 0
+            return
         if rank is None or rank.attempt < line.attempt:
             replica = line.parallel.get("data", line.rank)
             kept = 0 if rank is None else rank.tokens
             rank = LiveRank(line.rank, line.node, tuple(line.uuids), replica, line.attempt)
             rank.tokens = kept
             self.ranks[line.rank] = rank
+            self._attempt = max(self._attempt, line.attempt)
         if isinstance(line, PhaseBegin):
             rank.phases.append(line.phase)
         elif isinstance(line, PhaseEnd) and line.phase in rank.phases:
@@ -171,6 +185,9 @@ class LiveRun:
         """Keep the steps since then and the one before, and the energy since that one."""
         kept_ns = wall_ns
         for rank in self.ranks.values():
+            over = bool(rank.window) and self.newest_ns - rank.window[-1][0] > FORGET_S * NS_PER_S
+            if over or not self._works(rank):
+                rank.window.clear()
             while len(rank.window) > 2 and rank.window[1][0] < wall_ns:
                 rank.window.popleft()
             if rank.window:
@@ -182,15 +199,15 @@ class LiveRun:
     def replicas(self) -> list[LiveRank]:
         """One rank of each data-parallel replica: the lowest; tokens count once."""
         lowest: dict[int, LiveRank] = {}
-        for number in sorted(self.ranks, reverse=True):
-            lowest[self.ranks[number].replica] = self.ranks[number]
+        for rank in reversed(self.working()):
+            lowest[rank.replica] = rank
         return list(lowest.values())
 
     def rates(self) -> tuple[float, float] | None:
         """Tokens per second and accelerator energy per token [J] over the last minute's steps.
 
         From the end of the oldest step kept to the end of the newest; None before two steps have
-        ended or without energy between them.
+        ended or without energy between them, and once no more steps end.
         """
         windows = [rank.window for rank in self.replicas() if len(rank.window) > 1]
         if not windows:
@@ -198,6 +215,8 @@ class LiveRun:
         tokens = sum(tokens for window in windows for _, tokens in list(window)[1:])
         begin_ns = min(window[0][0] for window in windows)
         end_ns = max(window[-1][0] for window in windows)
+        if self.newest_ns - end_ns > WINDOW_S * NS_PER_S + (end_ns - begin_ns):
+            return None
         energy_j = sum(
             energy_j
             for device in self.devices.values()

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -118,6 +119,63 @@ def test_a_new_attempt_starts_its_phases_anew(run: RunDir) -> None:
     live = LiveRun(run)
     live.refresh()
     assert live.ranks[0].phases == ["prerun"]
+
+
+def test_what_an_attempt_elsewhere_left_is_not_taken_for_what_runs_now(run: RunDir) -> None:
+    """Requeued with half the ranks on a node whose name sorts first; the exporter is started only then."""
+    old = {"node": "z", "boot_id": "bz"}
+    for rank in range(4):
+        begin = replace(mark(PhaseBegin, 1, rank, phase="student_train"), **old)
+        steps = [replace(mark(StepMark, 2 * n, rank, step=n, tokens=9), **old) for n in (1, 2, 3)]
+        write(run.marks(rank), [begin, *steps])
+    write(run.power("n"), [device("GPU-a"), *powers(60, 90, 300)])
+    for rank in (0, 1):
+        begin = replace(mark(PhaseBegin, 60, rank, phase="student_train"), attempt=2)
+        steps = [mark(StepMark, 60 + 5 * n, rank, step=2 + n, tokens=100) for n in range(1, 6)]
+        write(run.marks(rank), [begin, *(replace(step, attempt=2) for step in steps)])
+    live = LiveRun(run)
+    live.refresh()
+    assert [rank.rank for rank in live.working()] == [0, 1]
+    assert (live.ranks[0].step, live.ranks[0].phases) == (7, ["student_train"])
+    assert live.ranks[0].tokens == 3 * 9 + 5 * 100
+    assert live.rates() == (pytest.approx(400 / 20), pytest.approx(300 * 20 / 400, rel=0.01))
+
+
+def test_rates_end_with_the_steps(run: RunDir) -> None:
+    """An evaluation of an hour follows."""
+    live = LiveRun(run)
+    write(run.marks(0), [mark(StepMark, 5 * n, step=n, tokens=100) for n in range(1, 6)])
+    write(run.power("n"), [device("GPU-a"), *powers(0, 80, 300)])
+    live.refresh()
+    assert live.rates() is not None
+    write(run.power("n"), powers(81, 140, 300))
+    live.refresh()
+    assert live.rates() is None
+    write(run.power("n"), powers(140, 800, 300))
+    live.refresh()
+    assert len(live.devices["n", "GPU-a"].window) <= 610
+
+
+def test_a_file_that_is_packed_while_it_is_looked_at(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler renames and removes parts at any moment: between a listing and a look, or behind an open file."""
+    write(run.power("n"), [device("GPU-a"), *powers(0, 1, 5)])
+    follower, path = Follower(run.power("n")), run.power("n")
+    opened = Path.open
+
+    def rolled(self: Path, mode: str = "r") -> Any:
+        file: Any = opened(self, mode)
+        if self == path:
+            self.unlink()
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", rolled)
+        assert len(follower.new_lines()) == 12
+    collector = RunsCollector(run.path)
+    monkeypatch.setattr(collector, "_files", lambda: [path])
+    assert list(collector.collect())
 
 
 def test_a_follower_tells_each_line_once_and_waits_for_its_end(tmp_path: Path) -> None:
