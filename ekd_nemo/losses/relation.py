@@ -153,9 +153,38 @@ def _cosine_gram_sum(student: Tensor, teacher: Tensor) -> tuple[Tensor, int]:
 
 def _distance_sum(student: Tensor, teacher: Tensor) -> tuple[Tensor, int]:
     """By torch's pairwise kernel: no [pairs, H] tensor, and gradient 0 where a distance is 0."""
-    ours = _over_mean(torch.nn.functional.pdist(student))
+    ours = _over_mean(cast(Callable[..., Tensor], _Distances.apply)(student))
     theirs = _over_mean(torch.nn.functional.pdist(teacher))
     return _huber(ours - theirs), len(ours)
+
+
+class _Distances(torch.autograd.Function):
+    """torch's pairwise distances with a backward pass by one product of matrices.
+
+    With CUDA torch's own makes an [N - 1, N, H] tensor, 137 GB in float64 for 2,048 embeddings of 4,096,
+    and fails above 1,449 embeddings (aten/src/ATen/native/cuda/DistanceKernel.cu).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, embeddings: Tensor) -> Tensor:
+        """[N (N - 1) / 2], as `torch.nn.functional.pdist` orders them."""
+        found = torch.nn.functional.pdist(embeddings)
+        ctx.save_for_backward(embeddings, found)
+        return found
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad: Tensor
+    ) -> Tensor:
+        """The sum over j of g_ij (x_i - x_j) / d_ij, 0 where d_ij is 0."""
+        embeddings, distances = ctx.saved_tensors
+        num = len(embeddings)
+        rows, columns = torch.triu_indices(num, num, 1, device=embeddings.device)
+        weights = embeddings.new_zeros(num, num)
+        weights[rows, columns] = torch.where(distances > 0, grad / distances, 0.0)
+        weights += weights.t().clone()
+        centred = embeddings - embeddings.mean(0)  # differences of smaller numbers
+        return weights.sum(1, keepdim=True) * centred - weights @ centred
 
 
 def _over_mean(distances: Tensor) -> Tensor:

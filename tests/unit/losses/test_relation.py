@@ -244,3 +244,27 @@ def test_bad_relations_are_one_clear_line() -> None:
         pool(student, SEGMENTS[:9], 4, kind="masked")
     with pytest.raises(DataError, match="accepted: equal numbers"):
         token_relation_loss(student, teacher, SEGMENTS, MASK, RelationSettings())
+
+
+def test_the_gradient_of_distances_is_pdists_and_needs_no_tensor_of_pairs() -> None:
+    """Also of equal and of nearly equal embeddings, far from the origin."""
+    student, teacher = _embeddings(12)
+    student = student + 100.0
+    student[3], student[7] = student[2], student[6] + 1e-6
+    ours, theirs = (student.clone().requires_grad_() for _ in range(2))
+    total = relation_loss(ours, teacher, RelationSettings("distance")).total
+    total.backward()
+    pairs = [torch.nn.functional.pdist(each) for each in (theirs, teacher)]
+    s, t = (each / each[each > 0].mean() for each in pairs)
+    torch.nn.functional.smooth_l1_loss(s, t, reduction="sum").backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert relative_error(ours.grad, theirs.grad) < 1e-8  # 1e-6 of 100 leaves eight digits
+    assert "PdistBackward0" not in _nodes(total.grad_fn)
+
+
+def _nodes(node: Any) -> set[str]:
+    """Names of the operations behind a result."""
+    if node is None:
+        return set()
+    return {node.name()}.union(*(_nodes(each) for each, _ in node.next_functions))
