@@ -1,7 +1,25 @@
 """Messages between ranks that all know beforehand who sends what to whom."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ekd_nemo.backend.device import compute_device
+
+
+def exchange_group() -> dist.ProcessGroup:
+    """A group of all ranks of the default group, for exchanges in which some may have no part.
+
+    NCCL connects a group at the first call on it, in which all its ranks must take part
+    (`torch.distributed.batch_isend_irecv`); so they do here. In an exchange, a rank without messages
+    would stay away, and one with messages wait for it, while others wait for both in their layers.
+
+    Collectives: one sum of one number; all ranks call this together.
+    """
+    group = dist.new_group(list(range(dist.get_world_size())))
+    assert isinstance(group, dist.ProcessGroup)
+    dist.all_reduce(torch.zeros(1, device=compute_device()), group=group)
+    return group
 
 
 class Exchange:

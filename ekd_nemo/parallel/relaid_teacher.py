@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch.distributed as dist
 from torch import Tensor
 
 from ekd_nemo.parallel.batch import Microbatch
+from ekd_nemo.parallel.exchange import exchange_group
 from ekd_nemo.parallel.frozen_stage import FrozenStage
 from ekd_nemo.parallel.teacher_pass import Found, SharedPass
 from ekd_nemo.teacher.layout import EMBEDDINGS, FINAL, Layout
@@ -32,9 +32,7 @@ class RelaidTeacher:
         Collectives: a group of all ranks is made.
         """
         self._stage, self._head = stage, head
-        group = dist.new_group(list(range(dist.get_world_size())))
-        assert isinstance(group, dist.ProcessGroup)
-        self._pass = SharedPass(stage, student, group)
+        self._pass = SharedPass(stage, student, exchange_group())
 
     def outputs(self, batches: Sequence[Microbatch], needs: TeacherNeeds) -> TeacherOutputs:
         """What is asked for of `batches`, without gradients; as many microbatches on every rank."""

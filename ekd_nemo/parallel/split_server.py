@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ekd_nemo.config.recipe import Precision
 from ekd_nemo.parallel.batch import Microbatch
-from ekd_nemo.parallel.exchange import Exchange
+from ekd_nemo.parallel.exchange import Exchange, exchange_group
 from ekd_nemo.parallel.frozen_stage import FrozenStage
 from ekd_nemo.parallel.split_teacher import transport_of
 from ekd_nemo.parallel.teacher_pass import Ticks, forward_tick
@@ -61,7 +61,7 @@ class SplitServer:
         depth: int,
         busy: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Hold the teacher's part on this rank.
+        """Hold the teacher's part on this rank; all the teacher's ranks together.
 
         Args:
             joint: to the student's ranks.
@@ -74,9 +74,7 @@ class SplitServer:
         self._joint, self._stage, self._student = joint, stage, student
         self._transport, self._depth, self._busy = transport, depth, busy
         self._rank, self._waiting = dist.get_rank(), deque[_Sent]()
-        group = dist.new_group(list(range(dist.get_world_size())))
-        assert isinstance(group, dist.ProcessGroup)
-        self._group = group
+        self._group = exchange_group()
 
     def serve(self, passes: Iterable[Pass]) -> None:
         """Work all passes and return when the last message has been taken.
