@@ -10,6 +10,7 @@ import torch
 from megatron.core.utils import make_viewless_tensor, unwrap_model
 from torch import Tensor, nn
 
+from ekd_nemo.backend.device import compute_device
 from ekd_nemo.errors import LayoutError
 from ekd_nemo.losses.attach import Scale, attach_loss
 from ekd_nemo.losses.feature import FeatureKind, feature_loss
@@ -174,7 +175,9 @@ def add_projectors(
     for pair in pairs:
         if pair.student not in here:
             continue
-        linear: Any = nn.Linear(width, teacher_width, bias=False, dtype=model.config.params_dtype)
+        # On the device at once: NeMo moves no module there.
+        kind = {"dtype": model.config.params_dtype, "device": compute_device()}
+        linear: Any = nn.Linear(width, teacher_width, bias=False, **kind)
         linear.weight.data.copy_(_first_weights(pair, width, teacher_width, seed))
         linear.weight.sequence_parallel = sequence_parallel
         made[pair.key] = linear
