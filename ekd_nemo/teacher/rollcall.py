@@ -48,8 +48,8 @@ class RollCall:
     lost: Lost = end_process
 
     def __post_init__(self) -> None:
-        """Listen on a free port."""
-        self._listener = socket.create_server((self.host, 0), backlog=1024)
+        """Listen on a free port, at every address: a node may know its own name as a loopback address."""
+        self._listener = socket.create_server(("", 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
         self._present: dict[socket.socket, str] = {}
         self._lock, self._over = threading.Lock(), False

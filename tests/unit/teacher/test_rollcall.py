@@ -33,6 +33,16 @@ def both(heard: "queue.Queue[str]", count: int) -> set[str]:
     return {heard.get(timeout=LIMIT_S) for _ in range(count)}
 
 
+def test_the_roll_is_called_at_every_address() -> None:
+    """Debian gives a node 127.0.1.1 for its own name: rank 0 listened where no other node could reach it."""
+    call = RollCall("127.0.1.1")
+    try:
+        assert call._listener.getsockname()[0] == "0.0.0.0"
+        Presence("127.0.0.1", call.port, call.token, "a rank").leave()
+    finally:
+        call.close()
+
+
 def settle(call: RollCall, count: int) -> None:
     """Until the roll has read everybody's name."""
     deadline = time.monotonic() + LIMIT_S
