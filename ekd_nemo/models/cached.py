@@ -9,6 +9,7 @@ from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.recipe import Recipe
 from ekd_nemo.data.order import step_microbatches
 from ekd_nemo.data.packed import PackedDataset
+from ekd_nemo.errors import DataError
 from ekd_nemo.models.cache_identity import needs_of
 from ekd_nemo.models.frozen import head_rows
 from ekd_nemo.models.precision import DTYPES
@@ -49,7 +50,24 @@ def cached_teacher(
         source = FolderSource(recipe.teacher.path)
         head = head_rows(source, layout, place, recipe.teacher.precision, student.vocab_size)
     reader = CacheReader(recipe.teacher.cache.path)
+    if identity.final:
+        check_held_out(recipe, reader)
     return CachedTeacher(reader, standing, head, coming_samples(recipe, first_step))
+
+
+def check_held_out(recipe: Recipe, reader: CacheReader) -> None:
+    """Refuse, before anything is trained, a cache that validation would miss a sample in.
+
+    Raises: DataError.
+    """
+    data = PackedDataset(recipe.data.path, "validation")
+    count = min(recipe.train.val_samples, len(data))
+    absent = sum(not reader.holds(data[index]["sample_hash"]) for index in range(count))
+    if absent:
+        raise DataError(
+            f"{reader.folder}: holds final hidden states, but not of {absent} of the {count} samples that "
+            "validation reads; accepted: a cache of both splits (teacher.cache.build.splits)"
+        )
 
 
 def coming_samples(recipe: Recipe, first_step: int) -> Iterator[Sequence[str]]:

@@ -19,12 +19,14 @@ class TeacherNeeds:
         layers: teacher layer (from 0, its output) -> the student's pipeline stages that want it.
         pooling: how the final hidden states become one embedding a segment; None: not asked for.
         final: final hidden states for another use than the distribution (token relations).
+        dense: whether sparse targets are of no use for the distribution.
     """
 
     distribution: bool = False
     layers: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     pooling: PoolingKind | None = None
     final: bool = False
+    dense: bool = False
 
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
@@ -32,7 +34,7 @@ class TeacherNeeds:
 
 
 # What validation asks for, whatever the objective.
-VALIDATION = TeacherNeeds(distribution=True)
+VALIDATION = TeacherNeeds(distribution=True, dense=True)
 
 
 @dataclass(frozen=True)

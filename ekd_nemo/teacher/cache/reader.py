@@ -46,6 +46,10 @@ class CacheReader:
         """Whose outputs, and in which form."""
         return self.manifest.identity
 
+    def holds(self, sample: str) -> bool:
+        """Whether the index names a sample; its block is not looked at."""
+        return self._index.find(sample) is not None
+
     def entry(self, sample: str) -> Entry:
         """The stored outputs of a sample, once their checksum holds.
 

@@ -161,7 +161,7 @@ class CachedTeacher:
         layers = {x: s for x, s in needs.layers.items() if standing.stage in s}
         if not standing.last_stage:
             return TeacherNeeds(layers=layers)
-        holds = self.identity.final or self.identity.kind in SPARSE
+        holds = self.identity.final or (self.identity.kind in SPARSE and not needs.dense)
         return TeacherNeeds(
             distribution=needs.distribution and holds,
             layers=layers,

@@ -18,7 +18,7 @@ from ekd_nemo.teacher.cache.encode import encode_sample
 from ekd_nemo.teacher.cache.reader import CacheReader
 from ekd_nemo.teacher.cache.source import CachedTeacher, Standing
 from ekd_nemo.teacher.cache.sparse_codec import decode_sparse
-from ekd_nemo.teacher.source import TeacherNeeds
+from ekd_nemo.teacher.source import VALIDATION, TeacherNeeds
 from tests.unit.teacher.caches import (
     VOCAB,
     WIDTH,
@@ -170,6 +170,14 @@ def test_a_missing_sample_stops_where_it_is_asked_for(tmp_path: Path) -> None:
     teacher.outputs([Batch((0,))], DISTRIBUTION)
     with pytest.raises(DataError, match=sample_name(77)):
         teacher.outputs([Batch((77,))], DISTRIBUTION)
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled"])
+def test_validation_asks_nothing_of_a_sparse_cache(kind: str, tmp_path: Path) -> None:
+    """It has no use for sparse targets, so the held-out samples need not be there."""
+    write_cache(tmp_path / "c", identity(kind))
+    outputs = open_teacher(tmp_path / "c").outputs([Batch((77,))], VALIDATION)
+    assert (outputs.hidden, outputs.targets, outputs.head) == ([], [], None)
 
 
 def test_the_cut_of_a_batch_does_not_change_its_loss(tmp_path: Path) -> None:
