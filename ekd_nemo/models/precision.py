@@ -15,7 +15,7 @@ import torch
 
 from ekd_nemo.config.architecture import Architecture
 from ekd_nemo.config.fp8 import fp8_misfit
-from ekd_nemo.config.recipe import Precision, Recipe
+from ekd_nemo.config.recipe import Parallel, Precision, Recipe
 from ekd_nemo.errors import ConfigError
 
 # The type of weights and activations.
@@ -56,26 +56,37 @@ def transformer_settings(precision: Precision) -> dict[str, Any]:
 def check_fp8(
     recipe: Recipe, student: Architecture, teacher: Architecture | None, tokens: int
 ) -> None:
-    """Refuse FP8 where it cannot be computed.
+    """Refuse FP8 where the student's ranks cannot compute it.
 
     Args:
         recipe: the recipe.
         student: its student.
-        teacher: its teacher, if it runs here.
+        teacher: its teacher; looked at where it runs on these ranks. A split one has ranks of its own,
+            perhaps on other boards, a cached one has run already.
         tokens: of a microbatch.
 
     Raises: ConfigError in one line.
     """
-    asked = {"student": (recipe.student.precision, recipe.student.parallel, student)}
-    if recipe.teacher is not None and teacher is not None:
-        layout = recipe.teacher.parallel or recipe.student.parallel
-        asked["teacher"] = (recipe.teacher.precision, layout, teacher)
-    for who, (precision, layout, arch) in asked.items():
-        if precision != "fp8":
-            continue
-        reason = device_lacks_fp8() or fp8_misfit(arch, layout.tensor, tokens)
-        if reason:
-            raise ConfigError(f"{who}.precision is fp8: {reason}")
+    _check("student", recipe.student.precision, recipe.student.parallel, student, tokens)
+    if teacher is not None and recipe.teacher is not None and recipe.teacher.placement == "shared":
+        check_teacher_fp8(recipe, teacher, tokens)
+
+
+def check_teacher_fp8(recipe: Recipe, teacher: Architecture, tokens: int) -> None:
+    """Refuse an FP8 teacher where its own ranks cannot compute it; arguments and error as for `check_fp8`."""
+    assert recipe.teacher is not None
+    layout = recipe.teacher.parallel or recipe.student.parallel
+    _check("teacher", recipe.teacher.precision, layout, teacher, tokens)
+
+
+def _check(
+    who: str, precision: Precision, layout: Parallel, arch: Architecture, tokens: int
+) -> None:
+    if precision != "fp8":
+        return
+    reason = device_lacks_fp8() or fp8_misfit(arch, layout.tensor, tokens)
+    if reason:
+        raise ConfigError(f"{who}.precision is fp8: {reason}")
 
 
 def device_lacks_fp8() -> str:

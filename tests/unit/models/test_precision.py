@@ -13,7 +13,12 @@ from ekd_nemo.config.known_models import KNOWN_MODELS
 from ekd_nemo.config.resolve import PACKAGED_RECIPES, resolve_recipe
 from ekd_nemo.errors import ConfigError
 from ekd_nemo.models import precision as module
-from ekd_nemo.models.precision import check_fp8, plugin_settings, transformer_settings
+from ekd_nemo.models.precision import (
+    check_fp8,
+    check_teacher_fp8,
+    plugin_settings,
+    transformer_settings,
+)
 
 STUDENT = KNOWN_MODELS["meta-llama/Llama-3.1-8B-Instruct"]
 TEACHER = KNOWN_MODELS["meta-llama/Llama-3.1-70B-Instruct"]
@@ -49,6 +54,20 @@ def test_fp8_is_refused_in_one_line_without_a_device(monkeypatch: pytest.MonkeyP
         check_fp8(recipe("student.precision=fp8"), STUDENT, TEACHER, 8192)
     with pytest.raises(ConfigError, match=r"teacher\.precision is fp8: there is no CUDA device"):
         check_fp8(recipe("teacher.precision=fp8"), STUDENT, TEACHER, 8192)
+
+
+@pytest.mark.parametrize("variant", ["split", "cached"])
+def test_a_teacher_elsewhere_asks_nothing_of_the_students_boards(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    name = f"response_70b_to_8b+{variant}+fp8"
+    found = resolve_recipe(name, ("student.precision=bf16",), [PACKAGED_RECIPES]).recipe
+    assert found.teacher is not None
+    assert found.teacher.precision == "fp8"
+    check_fp8(found, STUDENT, TEACHER, 8192)
+    with pytest.raises(ConfigError, match=r"teacher\.precision is fp8: there is no CUDA device"):
+        check_teacher_fp8(found, TEACHER, 8192)
 
 
 @pytest.mark.parametrize(
