@@ -1,14 +1,10 @@
 """A rank of the teacher's side of a split run: plain Megatron-Core, no NeMo, no training."""
 
-import os
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from ekd_nemo.backend import cpu
 from ekd_nemo.backend.device import compute_device
@@ -18,39 +14,25 @@ from ekd_nemo.errors import EXIT_OK
 from ekd_nemo.models.frozen import frozen_stage
 from ekd_nemo.models.meeting import met
 from ekd_nemo.models.passes import Passes
-from ekd_nemo.models.phases import PhaseClock
+from ekd_nemo.models.phases import PhaseClock, TeacherPhases
+from ekd_nemo.models.precision import check_teacher_fp8
 from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.weights import FolderSource
 from ekd_nemo.parallel.split_server import SplitServer
-from ekd_nemo.records.phases import Phase
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import sequence_length
 from ekd_nemo.teacher.joint import backend_here
+from ekd_nemo.teacher.layout import Layout
 
 
-class TeacherPhases:
-    """This rank's marks: `prerun`, then `teacher_forward` while it computes and `idle` while it waits."""
+def start_megatron(layout: Layout) -> None:
+    """What a forward pass asks of Megatron's global state, although the model has groups of its own.
 
-    def __init__(self, phases: PhaseClock) -> None:
-        """Hold the clock, in whatever phase it is."""
-        self._phases, self._lock = phases, threading.Lock()
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """The teacher computes inside."""
-        self._enter("teacher_forward")
-        yield
-        self._enter("idle")
-
-    def _enter(self, phase: Phase) -> None:
-        with self._lock:
-            self._phases.enter(phase)
-
-    def end_process(self) -> None:
-        """Close the marks and end, from any thread; nothing of this rank is worth keeping."""
-        with self._lock:
-            self._phases.close()
-            os._exit(EXIT_OK)
+    Row-parallel layers ask for the tensor group, and with sequence parallelism the embedding for the
+    tracked random state (megatron-core 0.15.3).
+    """
+    parallel_state.initialize_model_parallel(layout.tensor, layout.pipeline)
+    model_parallel_cuda_manual_seed(1234)
 
 
 def teach(
@@ -70,8 +52,6 @@ def teach(
     for each in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(each, signal.SIG_IGN)
     cpu.install(nemo=False)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     marks, split = TeacherPhases(phases), recipe.teacher.split
     with met(sides.seat, run, on_end=marks.end_process) as joint:
         dist.init_process_group(
@@ -80,9 +60,9 @@ def teach(
             rank=sides.seat.rank,
             world_size=sides.seat.teachers,
         )
-        # Row-parallel layers ask for the global group although theirs is given (megatron-core 0.15.3).
-        parallel_state.initialize_model_parallel(sides.teacher.tensor, sides.teacher.pipeline)
+        start_megatron(sides.teacher)
         length = sequence_length(recipe.data.path)
+        check_teacher_fp8(recipe, teacher, length * recipe.train.micro_batch_size)
         source = FolderSource(recipe.teacher.path)
         stage = frozen_stage(source, sides.teacher, recipe.teacher.precision, length)
         server = SplitServer(joint, stage, sides.student, split.transport, split.depth, marks.busy)

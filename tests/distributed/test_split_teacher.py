@@ -85,11 +85,16 @@ def serve(
     joint: Joint, source: FolderSource, layouts: tuple[Layout, Layout], transport: Precision
 ) -> None:
     from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
+    from ekd_nemo.backend import cpu
     from ekd_nemo.models.frozen import frozen_stage
+    from ekd_nemo.models.teaching import start_megatron
     from ekd_nemo.parallel.split_server import Pass, SplitServer
 
-    start_parallel(layouts[0].tensor, layouts[0].pipeline)
+    cpu.install(nemo=False)
+    get_cuda_rng_tracker().reset()  # a rank of the teacher's begins without a random state
+    start_megatron(layouts[0])
     stage = frozen_stage(source, layouts[0], "fp32", LENGTH)
     server = SplitServer(joint, stage, layouts[1], transport, 1, contextlib.nullcontext)
     one = Pass(MICROBATCHES, needs(layouts[1].pipeline), lambda u: microbatch(u.data, u.index))
