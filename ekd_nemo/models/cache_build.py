@@ -7,6 +7,7 @@ the last stage's first tensor-parallel rank writes them.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -15,8 +16,8 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from torch import Tensor
 
 from ekd_nemo.backend import cpu
-from ekd_nemo.backend.device import compute_device
-from ekd_nemo.config.recipe import Parallel
+from ekd_nemo.backend.device import compute_device, take_device
+from ekd_nemo.config.recipe import Parallel, Recipe
 from ekd_nemo.data.packed import PackedDataset
 from ekd_nemo.data.progress import Report
 from ekd_nemo.errors import LayoutError
@@ -32,7 +33,16 @@ from ekd_nemo.teacher.cache.writer import CacheWriter
 from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
 
 LOGITS_BYTES = 128 << 20  # of the float64 distributions that exist at once
+# Ranks wait for one another before the first block and after the last one: while the slowest copy of
+# the teacher finishes, or the first rank reads the whole cache for its manifest. With NCCL's usual ten
+# minutes the waiting ranks would end a build that goes well.
+WAIT_LIMIT = timedelta(days=1)
 Place = tuple[PackedDataset, int]
+
+
+def rows_at_once(recipe: Recipe) -> int:
+    """Samples of a microbatch: with CUDA packed samples run one at a time, whatever the recipe trains with."""
+    return 1 if torch.cuda.is_available() else recipe.train.micro_batch_size
 
 
 def find_samples(folder: str, splits: Sequence[str]) -> dict[str, Place]:
@@ -59,13 +69,12 @@ def teacher_ranks(parallel: Parallel) -> Iterator[int]:
             f"{world} ranks cannot hold copies of a teacher of tensor {parallel.tensor} x pipeline "
             f"{parallel.pipeline}; accepted: a multiple of {replica}"
         )
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    take_device()
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if world == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=WAIT_LIMIT)
     try:
         parallel_state.initialize_model_parallel(parallel.tensor, parallel.pipeline)
         model_parallel_cuda_manual_seed(1234)

@@ -61,11 +61,18 @@ def build(recipe: Recipe, run: Path) -> None:
     """Build the cache of a recipe, or go on with it; every rank of the launch calls this."""
     from rich.console import Console
 
+    from ekd_nemo.backend.device import take_device
     from ekd_nemo.data.progress import reporting, silent
-    from ekd_nemo.models.cache_build import build_blocks, find_samples, teacher_ranks
+    from ekd_nemo.models.cache_build import (
+        build_blocks,
+        find_samples,
+        rows_at_once,
+        teacher_ranks,
+    )
     from ekd_nemo.models.cache_identity import cache_identity
     from ekd_nemo.models.frozen import shared_teacher
     from ekd_nemo.models.phases import PhaseClock, coordinates, device_uuids
+    from ekd_nemo.models.precision import check_teacher_fp8
     from ekd_nemo.models.train import architectures
     from ekd_nemo.models.weights import FolderSource
     from ekd_nemo.records.rundir import RunDir
@@ -83,6 +90,7 @@ def build(recipe: Recipe, run: Path) -> None:
         update={"sequence_parallel": False, "virtual_pipeline": None}
     )
     directory = RunDir(run)
+    take_device()
     phases = PhaseClock(
         directory.marks(rank),
         rank,
@@ -101,6 +109,7 @@ def build(recipe: Recipe, run: Path) -> None:
         check_layout(arch, parallel.tensor, parallel.pipeline, "teacher")
         with teacher_ranks(parallel):
             length = sequence_length(recipe.data.path)
+            check_teacher_fp8(recipe, arch, length * rows_at_once(recipe))
             layout = Layout.of(parallel, world)
             model = shared_teacher(FolderSource(teacher.path), layout, teacher.precision, length)
             if rank == 0:
@@ -109,12 +118,10 @@ def build(recipe: Recipe, run: Path) -> None:
             total = len(writer.samples) * parallel.tensor * parallel.pipeline // world
             if rank == 0:
                 with reporting(console, total, "caching", "samples") as report:
-                    build_blocks(
-                        writer, model, places, recipe.train.micro_batch_size, phases, report
-                    )
+                    build_blocks(writer, model, places, rows_at_once(recipe), phases, report)
                 writer.finish()
             else:
-                build_blocks(writer, model, places, recipe.train.micro_batch_size, phases, silent)
+                build_blocks(writer, model, places, rows_at_once(recipe), phases, silent)
     finally:
         phases.close()
 
