@@ -24,6 +24,7 @@ OWN_OPTIONS: Final = {
     *("job-name", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable"),
     *("partition", "qos", "requeue", "signal", "time", "wrap"),
 }
+_SIGNAL_MAX_S: Final = 65536  # the first that sbatch's --signal does not take
 _SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
 _MOUNT = re.compile(r"[^:,]+:/[^:,]*(:[\w+-]+)?")
 
@@ -70,6 +71,18 @@ class Slurm(Strict):
     max_restarts: Count = 50
     heartbeat_s: PositiveInt = 1800
     options: dict[str, OptionValue] = Field(default_factory=dict[str, OptionValue])
+
+    @model_validator(mode="after")
+    def _there_is_time_before_the_grace(self) -> "Slurm":
+        days, _, clock = self.time_limit.rpartition("-")
+        hours, minutes, seconds = map(int, clock.split(":"))
+        limit_s = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+        if self.grace_s >= min(limit_s, _SIGNAL_MAX_S):
+            raise ValueError(
+                f"grace_s is {self.grace_s} and time_limit {self.time_limit}: an attempt would be told to save as it "
+                f"begins; accepted: less than {min(limit_s, _SIGNAL_MAX_S)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_are_not_ours(self) -> "Slurm":

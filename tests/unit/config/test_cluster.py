@@ -55,6 +55,16 @@ def test_the_packaged_ones_load(name: str) -> None:
 BROKEN = [
     ("  partition: gpu\n", "", r"mine\.yaml:2: slurm\.partition is missing from slurm; its keys: "),
     ("partition: gpu", "partition: '-x y'", r"mine\.yaml:3: slurm\.partition is \"-x y\""),
+    (
+        "partition: gpu",
+        'partition: gpu\n  time_limit: "00:05:00"',
+        r"mine\.yaml:2: slurm: grace_s is 300 and time_limit 00:05:00: .*accepted: less than 300",
+    ),
+    (
+        "partition: gpu",
+        'partition: gpu\n  time_limit: "7-00:00:00"\n  grace_s: 65536',
+        r"accepted: less than 65536",
+    ),
     ("count: 2", "count: 0", r"mine\.yaml:9: nodes\.count is 0; "),
     (
         "exclusive: true",
