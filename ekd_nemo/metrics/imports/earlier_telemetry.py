@@ -20,6 +20,9 @@ _STATE: Final = (
     ("fan_speed_percent", "fan_pct", 1),
 )
 _LARGEST: Final = 1e15
+_LARGEST_COUNTER: Final = (
+    1e18  # a thousand times a year's millijoules of a busy board lies above 1e16
+)
 
 
 def read_earlier(path: Path) -> ForeignPower:
@@ -65,7 +68,9 @@ def _take(found: ForeignPower, at_ns: int, gpu: Any) -> None:
     if isinstance(name, str):
         found.names[device] = name
     sample = Sample(
-        at_ns, _above_zero(found, values, "power_watts"), _above_zero(found, values, "energy_mJ")
+        at_ns,
+        _above_zero(found, values, "power_watts"),
+        _above_zero(found, values, "energy_mJ", _LARGEST_COUNTER),
     )
     for theirs, ours, scale in _STATE:
         number = _number(values.get(theirs))
@@ -74,16 +79,18 @@ def _take(found: ForeignPower, at_ns: int, gpu: Any) -> None:
     found.devices[device].append(sample)
 
 
-def _above_zero(found: ForeignPower, values: Mapping[str, Any], key: str) -> float | None:
-    number = _number(values.get(key))
+def _above_zero(
+    found: ForeignPower, values: Mapping[str, Any], key: str, largest: float = _LARGEST
+) -> float | None:
+    number = _number(values.get(key), largest)
     if number is None or number <= 0:
         found.drop(f"{key} missing or 0")
         return None
     return number
 
 
-def _number(value: object) -> float | None:
+def _number(value: object, largest: float = _LARGEST) -> float | None:
     """A finite number of a sane size; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < _LARGEST and math.isfinite(value) else None
+    return float(value) if abs(value) < largest and math.isfinite(value) else None

@@ -32,7 +32,19 @@ _POWER: Final = (
     "w",
 )
 _MILLI: Final = ("power_mw", "power [mw]", "milliwatts", "mw")
-_DEVICE: Final = ("uuid", "gpu_uuid", "index", "gpu", "gpu_index", "device", "name")
+_DEVICE: Final = (
+    "uuid",
+    "gpu_uuid",
+    "index",
+    "gpu",
+    "gpu_index",
+    "device",
+    "pci.bus_id",
+    "gpu_bus_id",
+    "serial",
+    "gpu_serial",
+    "name",
+)
 
 
 def read_power_csv(path: Path) -> ForeignPower:

@@ -42,12 +42,12 @@ def energy_at(t: float, index: int) -> float:
     return 550 * t + 40 * 60 * (1 - math.cos(t / 60)) + 5 * index * t
 
 
-def telemetry(folder: Path, seconds: int = 900, factor: int = 1000) -> Path:
+def telemetry(folder: Path, seconds: int = 900, factor: int = 1000, begun_j: float = 7e6) -> Path:
     """Four GPUs, a sample every five seconds, energy counters too large by `factor`."""
     folder.mkdir(parents=True)
     path = folder / "telemetry.jsonl"
     path.write_text("".join(
-        line(t, [gpu(i, power_at(t, i), (7e6 + energy_at(t, i)) * 1000 * factor) for i in range(4)])
+        line(t, [gpu(i, power_at(t, i), (begun_j + energy_at(t, i)) * 1000 * factor) for i in range(4)])
         for t in range(0, seconds + 1, 5)
     ))  # fmt: skip
     return path
@@ -58,11 +58,18 @@ def scores(folder: Path, **tasks: dict[str, float]) -> None:
     (folder / "eval.json").write_text(json.dumps({"results": tasks}))
 
 
-@pytest.mark.parametrize(("factor", "flagged"), [(1000, True), (1, False)])
+@pytest.mark.parametrize(
+    ("factor", "flagged", "begun_j"),
+    [
+        (1000, True, 7e6),
+        (1, False, 7e6),
+        (1000, True, 4e9),
+    ],  # the last after months without a reboot
+)
 def test_the_factor_of_a_thousand_is_found_in_the_records(
-    tmp_path: Path, factor: int, flagged: bool
+    tmp_path: Path, factor: int, flagged: bool, begun_j: float
 ) -> None:
-    telemetry(tmp_path / "old" / "KD_RESPONSE" / "run_1", 900, factor)
+    telemetry(tmp_path / "old" / "KD_RESPONSE" / "run_1", 900, factor, begun_j)
     (made,) = import_path(tmp_path / "old", tmp_path / "runs")
     assert ("counter_divided_by_1000" in made.flags) is flagged
     (run,) = summarise([tmp_path / "runs"]).runs
@@ -188,6 +195,17 @@ def test_power_logs_as_csv(tmp_path: Path, content: str) -> None:
     (run,) = summarise([tmp_path / "runs"]).runs
     assert run.figures["e_run"].value == pytest.approx(300 * 100 + 100 * 100 / 2)
     assert run.figures["e_run"].flags == ("imported",)
+
+
+def test_boards_that_a_csv_tells_by_their_bus_are_boards_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "smi.csv"
+    rows = [
+        f"{t}, 00000000:{b}:00.0, NVIDIA H100, 300.00 W\n" for t in range(101) for b in ("1B", "43")
+    ]
+    path.write_text("timestamp, pci.bus_id, name, power.draw [W]\n" + "".join(rows))
+    import_path(path, tmp_path / "runs")
+    (run,) = summarise([tmp_path / "runs"]).runs
+    assert run.figures["e_run"].value == pytest.approx(2 * 300 * 100)
 
 
 @pytest.mark.parametrize(
