@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ekd_nemo.config.cluster import LoadedCluster
@@ -19,7 +19,14 @@ from ekd_nemo.launch.slurm_commands import (
     submit,
 )
 from ekd_nemo.launch.slurm_graph import SHARED_PARTS, SUMMARISE, Launch, parts_of
-from ekd_nemo.launch.slurm_jobs import Job, JobsFile, jobs_file, read_jobs, write_jobs
+from ekd_nemo.launch.slurm_jobs import (
+    Job,
+    JobsFile,
+    jobs_file,
+    read_jobs,
+    submitting,
+    write_jobs,
+)
 from ekd_nemo.launch.slurm_run import make_run, parts_to_do
 from ekd_nemo.launch.slurm_site import check_site, site_problems
 from ekd_nemo.launch.slurm_text import LOGS, Part, Place, sbatch_text
@@ -82,10 +89,13 @@ def launch_cluster(launch: Launch, loaded: LoadedCluster, say: Say) -> None:
     if not wanted:
         say(f"{launch.place.name}: everything is done already")
         return
-    for plan in launch.plans:
-        make_run(plan.run, plan.recipe, launch.cluster)
-        (plan.run.path / LOGS).mkdir(parents=True, exist_ok=True)
-    _submit_parts(launch, parts_of(launch, wanted), say)
+    with ExitStack() as only_one:
+        for plan in launch.plans:
+            make_run(plan.run, plan.recipe, launch.cluster)
+            (plan.run.path / LOGS).mkdir(parents=True, exist_ok=True)
+            only_one.enter_context(submitting(plan.run))
+        _refuse_active(launch.runs)  # by one that has submitted since
+        _submit_parts(launch, parts_of(launch, wanted), say)
     say(f"how it goes: ekd recipe status {shlex.quote(str(launch.runs[0].path))}")
 
 

@@ -1,8 +1,11 @@
 """`jobs.json` of a run directory: which jobs a launch has submitted, by part, with the graph between them."""
 
 import json
+import os
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -14,6 +17,7 @@ from ekd_nemo.records.atomic import write_text
 from ekd_nemo.records.rundir import RunDir
 
 JOBS: Final = "jobs.json"
+SUBMITTING: Final = ".submitting"
 JobId = Annotated[str, Field(pattern=r"^\d+$")]
 
 
@@ -107,3 +111,25 @@ def write_jobs(jobs: JobsFile) -> None:
     text = jobs.model_dump_json(indent=2) + "\n"
     for path in jobs.runs:
         write_text(jobs_file(RunDir(Path(path))), text)
+
+
+@contextmanager
+def submitting(run: RunDir) -> Generator[None]:
+    """Keep two launches from submitting jobs for one run at once.
+
+    By a file that is there or not: some file systems of clusters are mounted without locks.
+    Raises: RunDirError naming who is at it, and the file.
+    """
+    path = run.path / SUBMITTING
+    try:
+        with path.open("x") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    except FileExistsError:
+        raise RunDirError(
+            f"{run.path}: another launch ({path.read_text() or 'unknown'}) is submitting its jobs; wait, "
+            f"or remove {path} if that one is gone"
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

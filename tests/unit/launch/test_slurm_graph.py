@@ -1,5 +1,6 @@
 """The graph of jobs, what is refused before anything is submitted, and jobs.json."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ekd_nemo.errors import ConfigError, EkdError, LayoutError, RunDirError, Use
 from ekd_nemo.launch import slurm, slurm_site
 from ekd_nemo.launch.history import note_finished
 from ekd_nemo.launch.slurm import describe, launch_cluster, stored_launch
+from ekd_nemo.launch.slurm_commands import JobState
 from ekd_nemo.launch.slurm_graph import Launch, parts_of, plan_cluster
 from ekd_nemo.launch.slurm_jobs import Job, JobsFile, read_jobs, write_jobs
 from ekd_nemo.launch.slurm_run import make_run
@@ -217,6 +219,33 @@ def test_nothing_is_made_when_anything_is_wrong(
     with pytest.raises(UserError, match="sbatch is not on PATH"):
         launch_cluster(plan(tiny, loaded), loaded, print)
     assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_of_two_launches_at_once_one_submits(
+    tiny: ResolvedRecipe, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while sbatch has the first part, before jobs.json says so."""
+    loaded = cluster(here, shared=True)
+    submitted: list[str] = []
+
+    def submit(script: Path, after: Sequence[str]) -> str:
+        if not submitted:
+            with pytest.raises(
+                RunDirError, match=r"another launch \(process \d+ on .*\.submitting"
+            ):
+                launch_cluster(plan(tiny, loaded), loaded, print)
+        submitted.append(script.stem)
+        return str(len(submitted))
+
+    def nothing(*_: object) -> list[JobState]:
+        return []
+
+    monkeypatch.setattr(slurm, "check_site", nothing)
+    monkeypatch.setattr(slurm, "job_states", nothing)
+    monkeypatch.setattr(slurm, "submit", submit)
+    launch_cluster(plan(tiny, loaded), loaded, print)
+    assert submitted == ["data", "train", "export", "summarise"]
+    assert not list(here.rglob(".submitting"))
 
 
 def test_a_dry_run_says_what_would_be_refused_here(tiny: ResolvedRecipe, here: Path) -> None:
