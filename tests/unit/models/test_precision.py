@@ -45,6 +45,8 @@ def test_the_teachers_fields_are_megatrons_and_take_effect() -> None:
     )  # delayed scaling would reduce over the student's groups
     assert not config.fp8_param
     assert not config.fp8_dot_product_attention
+    # Megatron then never tells Transformer Engine which microbatch is the first: no copies are kept.
+    assert config.disable_parameter_transpose_cache
 
 
 def test_fp8_is_refused_in_one_line_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
