@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from ekd_nemo.backend.device import take_device
+from ekd_nemo.backend.device import let_messages_wait, take_device
 from ekd_nemo.config.architecture import Architecture, check_layout, read_architecture
 from ekd_nemo.config.fit import misfit
 from ekd_nemo.config.placement import check_teacher_layout, student_ranks, teacher_parallel
@@ -39,6 +39,8 @@ def main(argv: list[str]) -> int:
     student, teacher = architectures(recipe)
     students = student_ranks(recipe, world)
     check(recipe, student, teacher, students)
+    if rank >= students:
+        let_messages_wait()
     take_device()
     phases = PhaseClock(
         run.marks(rank),
