@@ -125,6 +125,8 @@ def _why_none(ledger: Ledger) -> str:
         return "no marks in telemetry/"
     if not ledger.rows:
         return "no power records in telemetry/ for the boots that the marks name"
+    if any(row.in_run and row.role == "host" for row in ledger.rows):
+        return "no accelerator was held, processors were metered as host"
     return "no marks of a phase from prerun through checkpoint"
 
 

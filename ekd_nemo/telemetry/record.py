@@ -71,7 +71,7 @@ def record_command(
     try:
         attempt = begin_attempt(run, identity, capture_attempt()).attempts[-1].attempt
         set_devices(run, sampler.identities())
-        uuids = sampler.uuids()
+        uuids = sampler.uuids() or sampler.uuids("host")
         environment = {
             **os.environ,
             "EKD_RUN_DIR": str(run.path.absolute()),

@@ -52,6 +52,21 @@ def test_record_passes_on_exit_code_and_output_and_leaves_a_whole_run(
     assert "1 torn lines" in capsys.readouterr().out
 
 
+def test_processors_recorded_as_host_are_a_whole_run_without_accelerators(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = ekd(tmp_path, *RECORD, "--meter", "host", *code_of("import time; time.sleep(0.4)"))
+    assert done.returncode == 0
+    run = tmp_path / "runs" / "x"
+    assert main(["telemetry", "verify", str(run)]) == 0
+    assert main(["metrics", "summarise", "--format", "json", str(run)]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads(out[out.index("{\n") :])["runs"][0]["figures"]
+    assert figures["e_host"]["value"] > 0
+    assert figures["e_run"]["value"] is None
+    assert figures["e_run"]["reason"].startswith("no accelerator was held")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
