@@ -10,6 +10,8 @@ from ekd_nemo.config.cluster import LoadedCluster
 from ekd_nemo.errors import EkdError, RunError, UserError
 from ekd_nemo.launch.slurm_commands import call, require_commands
 from ekd_nemo.launch.slurm_graph import Launch
+from ekd_nemo.launch.slurm_mounts import check_mounted
+from ekd_nemo.launch.slurm_text import mounts
 
 MOUNTS: Final = Path("/proc/self/mounts")
 # File systems of one machine. What is not named here (nfs4, lustre, gpfs, beegfs, weka, ceph, fuse...) may be shared.
@@ -69,7 +71,7 @@ def check_site(launch: Launch, loaded: LoadedCluster) -> None:
 
 def site_problems(launch: Launch, loaded: LoadedCluster) -> Iterable[EkdError]:
     """The same, one after another."""
-    for check in (_check_paths, _check_shared, _check_image):
+    for check in (_check_paths, _check_shared, _check_image, _check_mounts):
         try:
             check(launch, loaded)
         except EkdError as error:
@@ -126,6 +128,12 @@ def _check_image(launch: Launch, loaded: LoadedCluster) -> None:
             f"{loaded.place('container.image')}: container.image: {container.image} is not there, or not to be read; "
             "accepted: a squashfs file (containers/README.md says how to make it)"
         )
+
+
+def _check_mounts(launch: Launch, loaded: LoadedCluster) -> None:
+    if launch.cluster.container is not None:
+        seen = mounts(launch.cluster, launch.place)
+        check_mounted(launch.plans[0].resolved, launch.place.workdir, seen)
 
 
 def _check_pyxis(loaded: LoadedCluster) -> None:

@@ -195,6 +195,33 @@ def test_an_image_that_is_not_there_is_refused_with_its_line(
     assert not any("container.image" in each for each in problems)
 
 
+def test_what_the_container_does_not_see_is_refused_with_its_line(
+    here: Path, tmp_path: Path
+) -> None:
+    """A folder beside the working folder, then behind a link in it; mounted, it is seen."""
+    other = tmp_path / "other"
+    (here / "models").rename(other)
+    (here / "models").symlink_to(other)
+    image = {"image": "nvcr.io#nvidia/nemo:25.11"}
+
+    def refusals(mounts: list[str], *given: str) -> list[str]:
+        loaded = cluster(here, container={**image, "mounts": mounts}, shared=True)
+        launch = plan(resolve_recipe("tiny", given), loaded)
+        return [str(each) for each in site_problems(launch, loaded) if "does not see" in str(each)]
+
+    direct = f"teacher.path={other}/the teacher"
+    (line,) = refusals([], direct)
+    assert line.startswith(f"--set {direct}: teacher.path: {other}/the teacher: the container")
+    (line,) = refusals([])
+    assert f"models/the teacher, a link to {other}/the teacher: the container does not" in line
+    assert refusals([f"{other}:{other}:ro"]) == []
+    assert refusals([f"{other}:{other}:ro"], direct) == []
+    assert refusals([f"{other}:/models"], "teacher.path=/models/the teacher")[0].startswith(
+        str(Path("recipes") / "tiny.yaml")
+    ), "the tokenizer's link is still not seen"
+    assert refusals([], "data.path=/elsewhere/shards") != []
+
+
 @pytest.mark.parametrize("name", ["a:b", "a,b"])
 def test_paths_that_cannot_be_mounted_are_refused(
     tiny: ResolvedRecipe, here: Path, name: str
