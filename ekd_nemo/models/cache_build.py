@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,9 +34,9 @@ from ekd_nemo.teacher.cache.writer import CacheWriter
 from ekd_nemo.teacher.source import TeacherNeeds, TeacherOutputs
 
 LOGITS_BYTES = 128 << 20  # of the float64 distributions that exist at once
-# Ranks wait for one another before the first block and after the last one: while the slowest copy of
-# the teacher finishes, or the first rank reads the whole cache for its manifest. With NCCL's usual ten
-# minutes the waiting ranks would end a build that goes well.
+# Ranks wait for one another before the first block, while a killed build's blocks are checked, and after
+# the last one, until the slowest copy of the teacher is done. With NCCL's usual ten minutes the waiting
+# ranks would end a build that goes well.
 WAIT_LIMIT = timedelta(days=1)
 Place = tuple[PackedDataset, int]
 
@@ -110,7 +111,19 @@ def build_blocks(
         if _writes():
             writer.write(number, rows)
         phases.step(number + 1, in_block, 0)
-    dist.barrier()
+    gather_described(writer)
+
+
+def gather_described(writer: CacheWriter) -> None:
+    """Give rank 0 what all ranks know of their blocks: a cache of terabytes is not read again for its manifest.
+
+    Collectives: one gather; all ranks have written by then.
+    """
+    first = dist.get_rank() == 0
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(writer.described, found if first else None)
+    for described in found if first else ():
+        writer.described |= described
 
 
 def _groups(names: Sequence[str], size: int) -> Iterator[list[list[str]]]:

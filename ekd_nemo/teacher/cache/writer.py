@@ -15,6 +15,7 @@ from ekd_nemo.sources.cache_manifest import (
     BLOCKS,
     BUILDING,
     MANIFEST,
+    Block,
     Building,
     CacheIdentity,
     CacheManifest,
@@ -30,7 +31,14 @@ _WAY_OUT = "give another folder, or remove this one"
 
 
 class CacheWriter:
-    """The blocks of one cache. Every rank makes one; `begin` and `finish` are for one of them."""
+    """The blocks of one cache. Every rank makes one; `begin` and `finish` are for one of them.
+
+    Attributes:
+        folder: of the cache.
+        identity: whose outputs, and in which form.
+        samples: hashes of all samples, each once.
+        described: for the manifest, the blocks that this one has written or found whole.
+    """
 
     def __init__(self, folder: Path, identity: CacheIdentity, samples: Sequence[str]) -> None:
         """Lay out the blocks.
@@ -42,6 +50,7 @@ class CacheWriter:
         """
         self.folder, self.identity = folder, identity
         self.samples = list(dict.fromkeys(samples))
+        self.described: dict[int, Block] = {}
 
     @property
     def num_blocks(self) -> int:
@@ -104,17 +113,23 @@ class CacheWriter:
         assert [row.sample for row in rows] == self.block(number)
         with self._room():
             write_block(self.folder, number, rows)
+        self.described[number] = OpenBlock(self.folder, number).describe()
 
     def finish(self) -> CacheManifest:
-        """Write index and manifest, once all ranks have written their blocks."""
-        opened = [OpenBlock(self.folder, number) for number in range(self.num_blocks)]
-        described = tuple(block.describe() for block in opened)
+        """Write index and manifest, once all ranks have written their blocks.
+
+        Blocks that are not in `described` are read for it.
+        """
+        numbers = range(self.num_blocks)
+        for number in sorted(set(numbers) - set(self.described)):
+            self.described[number] = OpenBlock(self.folder, number).describe()
+        described = tuple(self.described[number] for number in numbers)
         with self._room():
             manifest = CacheManifest(
                 identity=self.identity,
                 samples=len(self.samples),
                 tokens=sum(block.tokens for block in described),
-                index_checksum=write_index(self.folder, [block.samples for block in opened]),
+                index_checksum=write_index(self.folder, [self.block(n) for n in numbers]),
                 blocks=described,
             )
             write_cache_manifest(self.folder, manifest)
@@ -141,7 +156,10 @@ class CacheWriter:
                 block.payload(row)
         except DataError:
             return False  # torn by a crash of the machine: made again, in its place
-        return block.samples == self.block(number)
+        if block.samples != self.block(number):
+            return False
+        self.described[number] = block.describe()
+        return True
 
     @contextmanager
     def _room(self) -> Generator[None]:

@@ -23,6 +23,7 @@ from ekd_nemo.sources.cache_manifest import (
     read_cache_manifest,
 )
 from ekd_nemo.teacher.cache import block as block_module
+from ekd_nemo.teacher.cache import writer as writer_module
 from ekd_nemo.teacher.cache.pieces import (
     from_planes,
     log_of,
@@ -226,6 +227,26 @@ def test_the_number_of_writers_changes_no_byte(tmp_path: Path) -> None:
             writer.write(block, [row(samples.index(s), who) for s in writer.block(block)])
     writer.finish()
     assert files_of(tmp_path / "one") == files_of(tmp_path / "three")
+
+
+def test_the_manifest_needs_no_second_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 read terabytes again while the others waited; blocks found whole were read already, too."""
+    who = identity()
+    samples = write_cache(tmp_path / "one", who)
+    first, second = (CacheWriter(tmp_path / "two", who, samples) for _ in range(2))
+    first.begin()
+    first.write(0, [row(samples.index(s), who) for s in first.block(0)])
+    for block in second.missing():
+        second.write(block, [row(samples.index(s), who) for s in second.block(block)])
+
+    def opened(*_: object) -> None:
+        raise AssertionError("reads a block again")
+
+    monkeypatch.setattr(writer_module, "OpenBlock", opened)
+    second.finish()
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
 def _build_slowly(folder: Path, who: CacheIdentity, samples: list[str]) -> None:
