@@ -8,6 +8,7 @@ of lines without energy (`state`, `host`) only the common columns are looked at.
 # pyarrow ships no types.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false, reportAttributeAccessIssue=false
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def split_file(path: Path) -> Iterator[tuple[int, bytes]]:
     """Whole lines, some megabytes at once, with the number of the first; an endless line comes cut."""
     number, rest = 1, b""
     with path.open("rb") as file:
-        block = min(BLOCK_BYTES, max(1, path.stat().st_size))  # many files are small
+        size = os.fstat(file.fileno()).st_size
+        block = min(BLOCK_BYTES, max(1, size))  # many files are small
         while chunk := file.read(block):
             data = rest + chunk
             end = data.rfind(b"\n") + 1

@@ -4,7 +4,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from ekd_nemo.metrics.curve import Ints
 from ekd_nemo.metrics.quantity import Source
 from ekd_nemo.records.jsonl import ReadReport
 from ekd_nemo.records.lines import CounterLine, DeviceLine, EventLine, Line, PowerLine
-from ekd_nemo.records.segments import SUFFIX, TEXT, Segment, SegmentSeries
+from ekd_nemo.records.segments import SUFFIX, TEXT, Segment, SegmentSeries, packed_since
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -138,13 +138,9 @@ def read_telemetry(files: Iterable[Path]) -> Telemetry:
     series: dict[SeriesKey, Series] = defaultdict(Series)
     events: list[EventLine] = []
     report = ReadReport()
-    for path in files:
-        blocks = (
-            _segment_blocks(path, series, report)
-            if path.suffix == SUFFIX
-            else read_blocks(path, report)
-        )
-        for block in blocks:
+    listed = list(files)
+    for path in listed:
+        for block in _blocks(path, listed, series, report):
             for figure in _FIGURES:
                 _add_columns(series, figure, block)
             _add_lines(series, events, block.lines)
@@ -153,6 +149,21 @@ def read_telemetry(files: Iterable[Path]) -> Telemetry:
         key=lambda e: (e.node, e.boot_id, e.t_mono_ns, e.event, e.uuid or "", e.detail or ""),
     )
     return Telemetry({key: series[key] for key in sorted(series)}, tuple(ordered), report)
+
+
+def _blocks(
+    path: Path, listed: Sequence[Path], series: dict[SeriesKey, Series], report: ReadReport
+) -> Iterator[Block]:
+    """The blocks of one file; of one that was packed since it was listed, those of its segment."""
+    if path.suffix == SUFFIX:
+        yield from _segment_blocks(path, series, report)
+        return
+    try:
+        yield from read_blocks(path, report)
+    except FileNotFoundError:
+        segment = packed_since(path, listed)
+        if segment is not None:
+            yield from _segment_blocks(segment, series, report)
 
 
 def _segment_blocks(

@@ -10,8 +10,9 @@ kinds, and lines that are no records, are kept as their own text in the last gro
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from errno import ENOENT
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,6 +82,23 @@ def pack(source: Path, target: Path) -> int:
     tables = {series: _table(series.kind, groups[series]) for series in groups}
     write_segment(target, tables, texts)
     return len(texts)
+
+
+def packed_since(part: Path, listed: Container[Path]) -> Path | None:
+    """For a file of JSON lines that has gone since files were listed: the segment that took its place.
+
+    A sampler packs and removes a part at any moment, also while a summary of its run is made.
+
+    Returns:
+        None where that segment was listed as well.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    segment = part.with_suffix(SUFFIX)
+    if not segment.is_file():
+        raise FileNotFoundError(ENOENT, "no such file, and no segment in its place", str(part))
+    return None if segment in listed else segment
 
 
 def _sample(raw: bytes) -> Line | None:

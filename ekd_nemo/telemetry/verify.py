@@ -24,7 +24,7 @@ from ekd_nemo.records.lines import (
 )
 from ekd_nemo.records.parse import BadLineError, decode_object, parse_object
 from ekd_nemo.records.rundir import RunDir
-from ekd_nemo.records.segments import Segment, SegmentSeries
+from ekd_nemo.records.segments import SUFFIX, Segment, SegmentSeries, packed_since
 from ekd_nemo.telemetry.device_record import DeviceRecord
 from ekd_nemo.units import NS_PER_S
 
@@ -64,8 +64,9 @@ def verify_run(run: RunDir) -> Verdict:
     run.require()
     verdict = Verdict()
     telemetry = _Telemetry(verdict)
-    for path in (*run.power_files(), *run.segment_files()):
-        telemetry.read(path)
+    listed = (*run.power_files(), *run.segment_files())
+    for path in listed:
+        telemetry.read(path, listed)
     telemetry.judge()
     if not (run.power_files() or run.segment_files()):
         verdict.problems.append(f"{run.telemetry}: no power-*.jsonl: nothing was sampled")
@@ -116,13 +117,24 @@ class _Telemetry:
         self.samplers: dict[str, _Sampler] = {}
         self.events: Counter[tuple[str, str, str, str]] = Counter()
 
-    def read(self, path: Path) -> None:
-        """Take in one file, JSON lines or segment."""
-        report = self.verdict.files.setdefault(path, ReadReport())
-        if path.suffix == ".jsonl":
+    def read(self, path: Path, listed: Sequence[Path]) -> None:
+        """Take in one of the files listed, JSON lines or segment."""
+        if path.suffix == SUFFIX:
+            self._read_segment(path)
+            return
+        report = ReadReport()
+        try:
             for line in read_lines(path, report):
                 self._take(line)
+        except FileNotFoundError:
+            segment = packed_since(path, listed)
+            if segment is not None:
+                self._read_segment(segment)
             return
+        self.verdict.files[path] = report
+
+    def _read_segment(self, path: Path) -> None:
+        report = self.verdict.files.setdefault(path, ReadReport())
         segment = Segment(path)
         for group, series in enumerate(segment.series):
             report.lines += segment.rows(group)

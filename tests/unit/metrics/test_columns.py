@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 
 from ekd_nemo.errors import DataError
 from ekd_nemo.metrics import columns
-from ekd_nemo.metrics.ledger import ledger_of_run
+from ekd_nemo.metrics.ledger import build_ledger, ledger_of_run
 from ekd_nemo.metrics.mark_lines import RankKey, Row, _key_of, _row_of, read_marks
 from ekd_nemo.metrics.series import SeriesKey, Telemetry, read_telemetry
+from ekd_nemo.metrics.states import states_of
 from ekd_nemo.records.jsonl import ReadReport, read_lines
 from ekd_nemo.records.lines import CounterLine, DeviceLine, HostLine, MarkLine, PowerLine, StopLine
 from ekd_nemo.records.parse import encode
+from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.records.segments import Segment, pack
+from ekd_nemo.telemetry.rolling import pack_part
+from ekd_nemo.telemetry.verify import verify_run
 from tests.cases import PATIENCE_S, cases
 from tests.unit.metrics.synthetic import make_run
 
@@ -235,6 +239,37 @@ def test_a_run_costs_the_same_packed_or_not_or_both(tmp_path: Path) -> None:
     assert ledger_of_run(run).rows == expected.rows  # as after a crash between packing and removing
     path.unlink()
     assert ledger_of_run(run).rows == expected.rows
+
+
+def test_a_part_packed_since_it_was_listed_is_read_from_its_segment(tmp_path: Path) -> None:
+    """A summary of a run that goes on: its sampler packs what it likes."""
+    run = make_run(tmp_path, "r-s1")
+    rows = ledger_of_run(run).rows
+    listed = run.power_files()
+    expected = states_of(ledger_of_run(run), listed, np.arange(20.0))
+    (part,) = listed
+    segment = pack_part(part)
+    found = read_telemetry(listed)
+    assert build_ledger(found, read_marks(run.marks_files(), ReadReport())).rows == rows
+    assert states_of(ledger_of_run(run), listed, np.arange(20.0)).devices == expected.devices
+    both = read_telemetry([*listed, segment])
+    assert both.report.lines == found.report.lines
+    segment.unlink()
+    with pytest.raises(FileNotFoundError, match="no segment in its place"):
+        read_telemetry(listed)
+
+
+def test_a_part_packed_while_a_record_is_verified_is_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "r-s1")
+    before = verify_run(run).devices
+    (part,) = listed = run.power_files()
+    pack_part(part)
+    monkeypatch.setattr(RunDir, "power_files", lambda _: listed)
+    monkeypatch.setattr(RunDir, "segment_files", lambda _: [])
+    found = verify_run(run).devices
+    assert [len(device.times_ns) for device in found] == [len(d.times_ns) for d in before]
 
 
 def test_packing_leaves_nothing_half_made(tmp_path: Path) -> None:
