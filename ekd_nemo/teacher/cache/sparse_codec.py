@@ -87,13 +87,13 @@ def encode_sparse(entries: Ragged, identity: CacheIdentity) -> bytes:
     starts = _starts(entries.counts)
     steps[starts] = high[starts]
     parts = [
-        planes(entries.counts.astype("<u2")),
+        planes(entries.counts.astype(_count_type(identity))),
         pack_bits(entries.ids, width),
         steps.astype(np.uint8).tobytes(),
         _codes(quantised_log(entries.probabilities, bits), bits),
     ]
     if entries.draws is not None:
-        parts.append(planes(entries.draws.astype("<u2")))
+        parts.append(planes(entries.draws.astype(_count_type(identity))))
     if entries.tail is not None:
         parts.append(planes(np.rint(np.clip(entries.tail, 0, 1) * TAIL_STEPS).astype("<u2")))
     return squeeze(parts, identity.zstd_level)
@@ -107,9 +107,9 @@ def decode_sparse(payload: memoryview, identity: CacheIdentity) -> SparseRows:
     """
     bits, level = identity.probability_bits, identity.zstd_level
     assert bits is not None
-    stored = part_of(payload, 0, level)
-    num_tokens = len(stored) // 2
-    counts = from_planes(stored, "<u2", num_tokens).astype(np.int64)
+    stored, count_type = part_of(payload, 0, level), _count_type(identity)
+    num_tokens = len(stored) // np.dtype(count_type).itemsize
+    counts = from_planes(stored, count_type, num_tokens).astype(np.int64)
     total = int(counts.sum())
     width = _low_width(identity.vocab_size)
     ids = _running(np.frombuffer(part_of(payload, 2, level), np.uint8, total), counts) << width
@@ -118,7 +118,7 @@ def decode_sparse(payload: memoryview, identity: CacheIdentity) -> SparseRows:
     extra = part_of(payload, 4, level)
     rows = _Rows(counts)
     if identity.kind == "sampled":
-        draws = from_planes(extra, "<u2", total).astype(np.int64)
+        draws = from_planes(extra, count_type, total).astype(np.int64)
         return SparseRows(rows.of(ids, -1), rows.of(logs, 0.0), draws=rows.of(draws, 0))
     tail = from_planes(extra, "<u2", num_tokens).astype(np.float32) / np.float32(TAIL_STEPS)
     log_probs = rows.of(logs, -np.inf)
@@ -144,6 +144,13 @@ class _Rows:
 
 def _codes(codes: NDArray[np.uint16], bits: int) -> bytes:
     return planes(codes.astype("<u2") if bits == 16 else codes.astype(np.uint8))
+
+
+def _count_type(identity: CacheIdentity) -> str:
+    """What holds the number of a token's entries, and of an id's draws."""
+    most = identity.samples if identity.kind == "sampled" else identity.k
+    assert most is not None
+    return "<u2" if most <= np.iinfo(np.uint16).max else "<u4"
 
 
 def _low_width(vocab_size: int) -> int:

@@ -34,6 +34,7 @@ from ekd_nemo.teacher.cache.pieces import (
     unpack_bits,
 )
 from ekd_nemo.teacher.cache.reader import CacheReader, damages
+from ekd_nemo.teacher.cache.select import select
 from ekd_nemo.teacher.cache.sparse_codec import Ragged, decode_sparse, encode_sparse
 from ekd_nemo.teacher.cache.writer import CacheWriter
 from tests.unit.teacher.caches import (
@@ -400,3 +401,18 @@ def test_systematic_draws_are_within_one_of_their_share(samples: int, offset: fl
     draws[torch.from_numpy(found.ids)] = torch.from_numpy(found.draws).double()
     assert draws.sum() == samples
     assert (draws - samples * p).abs().max() < 1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "changes", [{"k": 70000, "min_probability": 0.0}, {"kind": "sampled", "samples": 100_000}]
+)
+def test_more_entries_or_draws_than_sixteen_bits_hold(changes: dict[str, Any]) -> None:
+    """All of a large vocabulary, and a sure token that takes all draws."""
+    who = identity(**{"vocab_size": 70000, **changes})
+    logits = torch.linspace(0, 1, 70000, dtype=torch.float64).repeat(2, 1)
+    logits[0, 5] += 40
+    entries = select(logits, who, np.zeros(2))
+    found = decode_sparse(memoryview(encode_sparse(entries, who)), who)
+    assert np.array_equal(found.ids[found.ids >= 0], entries.ids)
+    if found.draws is not None:
+        assert found.draws.sum(1).tolist() == [100_000, 100_000]
