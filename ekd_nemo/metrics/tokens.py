@@ -69,27 +69,29 @@ def newest_attempts(attempts: Mapping[int, Iterable[int]]) -> dict[int, int]:
 def trained_tokens(marks: Iterable[StepTokens]) -> TrainedTokens:
     """Count tokens over all ranks' step marks, of each step's run that is in the weights.
 
-    An attempt that was killed before all replicas had marked a step gives way to one in which more of them had.
+    An attempt that was killed before all replicas had marked a step gives way to one that counted more tokens of it:
+    a step's global batch is the same in every attempt, however many replicas share it.
     """
     parts = [part for part in marks if len(part.step)]
     if not parts:
         return TrainedTokens(0, 0, None, 0, ())
     table, disagree = _largest(parts)
-    runs, size = np.unique(table[:, :2], axis=0, return_counts=True)
+    runs, first, size = np.unique(table[:, :2], axis=0, return_index=True, return_counts=True)
+    tokens = np.add.reduceat(table[:, 3], first)
     attempts: dict[int, dict[int, int]] = defaultdict(dict)
-    for (step, attempt), replicas in zip(runs.tolist(), size.tolist(), strict=True):
-        attempts[step][attempt] = replicas
+    for (step, attempt), counted in zip(runs.tolist(), tokens.tolist(), strict=True):
+        attempts[step][attempt] = counted
     kept = newest_attempts(attempts)
     fullest = {
         (step, max(attempts[step], key=lambda attempt: (attempts[step][attempt], attempt)))
         for step in kept
     }
     chosen = np.array([(step, attempt) in fullest for step, attempt in runs.tolist()])
-    counted = table[np.repeat(chosen, size)]
-    valid = counted[:, 4]
+    kept_rows = table[np.repeat(chosen, size)]
+    valid = kept_rows[:, 4]
     return TrainedTokens(
         steps=len(kept),
-        tokens=int(counted[:, 3].sum()),
+        tokens=int(kept_rows[:, 3].sum()),
         tokens_valid=int(valid.sum()) if len(valid) and valid.min() >= 0 else None,
         lost_steps=len(runs) - len(kept),
         flags=("tokens_disagree",) if disagree else (),

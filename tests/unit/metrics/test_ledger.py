@@ -549,6 +549,21 @@ def test_processors_that_trained_are_no_host_while_shards_were_built(
     assert value(result.duration) == pytest.approx(50)
 
 
+def test_a_step_counts_whole_however_many_replicas_share_it(tmp_path: Path) -> None:
+    """Killed when five of eight replicas had marked step 2; done again, and on, by four."""
+    recorder = one_gpu(300)
+    for rank in range(8):
+        where = {"attempt": 1, "parallel": {"data": rank}}
+        for step in (1, 2) if rank < 5 else (1,):
+            recorder.step(rank, 10 * step, step, 100, **where)
+    for rank in range(4):
+        for step in (2, 3):
+            where = {"attempt": 2, "parallel": {"data": rank}}
+            recorder.step(rank, 50 + 10 * step, step, 200, **where)
+    found = trained_tokens(rank.tokens for rank in ledger(tmp_path, recorder).ranks)
+    assert (found.steps, found.tokens, found.lost_steps) == (3, 3 * 800, 1)
+
+
 def test_an_accelerator_that_no_rank_occupies_is_shown_and_not_counted(tmp_path: Path) -> None:
     recorder = one_gpu(300)
     recorder.device("GPU-9")
