@@ -26,6 +26,9 @@ from ekd_nemo.teacher.rollcall import Presence, RollCall
 
 Side = Literal["student", "teacher"]
 MEETING_LIMIT_S = 1800.0  # a rank may wait in a queue of file reads or imports for minutes
+# Also of the store: NCCL connects two ranks at their first message, and the teacher's waits there for the student's,
+# which may still be reading a checkpoint; torch's own limit is five minutes.
+_MEETING_LIMIT = timedelta(seconds=MEETING_LIMIT_S)
 END_S = 0.5  # by which word of the student's end may come after another rank's leaving
 VERDICT_S = 5.0  # until the roll call has named who is missing
 _POLL_S = 0.1
@@ -163,7 +166,7 @@ def joined(
 
 def _open(file: Path) -> tuple[Meeting, dist.Store, RollCall]:
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")  # rank 0 stands there
-    store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(host, 0, is_master=True, timeout=_MEETING_LIMIT, wait_for_workers=False)
     roll = RollCall(host)
     meeting = Meeting(host, store.port, roll.port, roll.token)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +189,9 @@ def _find(
             except RunError:
                 time.sleep(_POLL_S)
                 continue
-            store = dist.TCPStore(meeting.host, meeting.store_port, is_master=False)
+            store = dist.TCPStore(
+                meeting.host, meeting.store_port, is_master=False, timeout=_MEETING_LIMIT
+            )
             return meeting, store, watch
         time.sleep(_POLL_S)
     raise RunError(f"{seat.name}: {file} did not come up in {MEETING_LIMIT_S:.0f} s")
@@ -205,7 +210,7 @@ def _group(seat: Seat, store: dist.Store, backend: str, name: str) -> dist.Proce
         backend,
         dist.PrefixStore("joint", store),
         group_name=distributed_c10d.GroupName(f"joint_{name}"),
-        timeout=timedelta(seconds=MEETING_LIMIT_S),
+        timeout=_MEETING_LIMIT,
     )
     assert isinstance(group, dist.ProcessGroup)
     return group
