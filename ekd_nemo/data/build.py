@@ -1,13 +1,13 @@
 """Building a folder of shards; the same settings give the same bytes."""
 
 import json
-import os
 import platform
 import shutil
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from rich.console import Console
@@ -56,14 +56,14 @@ def build(settings: DataBuild, out: Path, console: Console | None = None) -> dic
     encoder = Encoder(
         tokenizer, chat=settings.template == "chat", answers_only=settings.learns_answers_only
     )
-    with _appearing_whole(out) as folder:
+    with _appearing_whole(out, settings) as folder:
         counts = _write_splits(
             settings, folder, encoder, len(tokenizer), console or Console(stderr=True)
         )
         manifest = _manifest(settings, folder, counts)
         manifest["tokenizer"] = describe_tokenizer(settings.tokenizer, tokenizer_folder, tokenizer)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    return manifest
+    return read_manifest(out)
 
 
 class _Split:
@@ -172,14 +172,24 @@ def _manifest(settings: DataBuild, folder: Path, counts: dict[str, Any]) -> dict
 
 
 @contextmanager
-def _appearing_whole(out: Path) -> Generator[Path]:
-    """A sibling of `out` that takes its name when the block ends well, and else is removed."""
+def _appearing_whole(out: Path, settings: DataBuild) -> Generator[Path]:
+    """A sibling of `out` that takes its name when the block ends well, and else is removed.
+
+    Launches that share their data may build them at once: of equal settings the first to be ready stays.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    partial = (
+        out.parent / f".{out.name}.partial-{token_hex(4)}"
+    )  # process ids repeat on other nodes
     partial.mkdir()
     try:
         yield partial
-        partial.rename(out)
+        try:
+            partial.rename(out)
+        except OSError:
+            if not shards_ready(out, settings):
+                raise
+            shutil.rmtree(partial)
     except BaseException:
         shutil.rmtree(partial)
         raise

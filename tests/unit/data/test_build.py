@@ -12,6 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from transformers import PreTrainedTokenizerFast
 
 from ekd_nemo.config.data import DataBuild
+from ekd_nemo.data import build as build_module
 from ekd_nemo.data.build import build
 from ekd_nemo.data.command import main, summary
 from ekd_nemo.data.packed import PackedDataset, sample_hash
@@ -46,6 +47,33 @@ def docs(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Pa
     out = tmp_path_factory.mktemp("shards") / "python-docs"
     build(settings_for(tokenizer_folder), out)
     return out
+
+
+def test_of_two_builds_at_once_the_first_stays(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of two launches that share their data; other settings in the same place are refused as ever."""
+    source = jsonl(tmp_path / "a.jsonl", [{"text": f"text number {n}"} for n in range(20)])
+    settings = settings_for(tokenizer_folder, source, validation_fraction=0.0)
+    manifest_of, out = build_module._manifest, tmp_path / "out"
+
+    def after_the_other(first: DataBuild) -> None:
+        def last(*given: Any) -> dict[str, Any]:
+            monkeypatch.setattr(build_module, "_manifest", manifest_of)
+            build(first, out)
+            return manifest_of(*given)
+
+        monkeypatch.setattr(build_module, "_manifest", last)
+
+    after_the_other(settings)
+    assert build(settings, out) == read_manifest(out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]
+
+    out = tmp_path / "else"
+    after_the_other(settings.model_copy(update={"seed": 7}))
+    with pytest.raises(DataError, match="holds shards built with other settings"):
+        build(settings, out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "else", "out"]
 
 
 def test_the_manifest_tells_what_is_there(docs: Path, tokenizer_folder: Path) -> None:
