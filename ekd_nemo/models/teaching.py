@@ -18,6 +18,7 @@ from ekd_nemo.models.phases import PhaseClock, TeacherPhases
 from ekd_nemo.models.precision import check_teacher_fp8
 from ekd_nemo.models.sides import Sides
 from ekd_nemo.models.weights import FolderSource
+from ekd_nemo.parallel.exchange import GROUP_LIMIT
 from ekd_nemo.parallel.split_server import SplitServer
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.sources.manifest import sequence_length
@@ -56,6 +57,7 @@ def teach(
     with met(sides.seat, run, on_end=marks.end_process) as joint:
         dist.init_process_group(
             backend_here(),
+            timeout=GROUP_LIMIT,
             store=dist.PrefixStore("teacher", joint.store),
             rank=sides.seat.rank,
             world_size=sides.seat.teachers,

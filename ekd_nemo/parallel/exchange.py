@@ -1,10 +1,16 @@
 """Messages between ranks that all know beforehand who sends what to whom."""
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ekd_nemo.backend.device import compute_device
+
+# That a rank of a teacher may wait for another: as Megatron's own groups, not NCCL's ten minutes. One that sends to the
+# student stands still while that one loads, validates or saves, and the others wait for it in their layers.
+GROUP_LIMIT = timedelta(minutes=30)
 
 
 def exchange_group() -> dist.ProcessGroup:
@@ -16,7 +22,7 @@ def exchange_group() -> dist.ProcessGroup:
 
     Collectives: one sum of one number; all ranks call this together.
     """
-    group = dist.new_group(list(range(dist.get_world_size())))
+    group = dist.new_group(list(range(dist.get_world_size())), timeout=GROUP_LIMIT)
     assert isinstance(group, dist.ProcessGroup)
     dist.all_reduce(torch.zeros(1, device=compute_device()), group=group)
     return group

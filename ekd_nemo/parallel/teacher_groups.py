@@ -6,6 +6,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from ekd_nemo.parallel.exchange import GROUP_LIMIT
 from ekd_nemo.teacher.layout import Layout
 
 
@@ -31,7 +32,7 @@ def _mine(groups: Sequence[list[int]]) -> Any:
     """
     found = None
     for ranks in groups:
-        made = dist.new_group(ranks)
+        made = dist.new_group(ranks, timeout=GROUP_LIMIT)
         found = made if dist.get_rank() in ranks else found
     assert found is not None
     return found
