@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ekd_nemo.metrics.ledger import Ledger
 from ekd_nemo.metrics.ledger_rows import LedgerRow
 from ekd_nemo.metrics.quantity import Quantity, weakest
 from ekd_nemo.records.phases import PHASES
+from ekd_nemo.units import NS_PER_S
 
 MIN_COVERAGE: Final = 0.99
 _OPEN_S: Final = 1e-6
@@ -24,7 +25,7 @@ class RunEnergy:
         lost: the part of e_run whose work a crash undid.
         phases: e_run by phase, idle last; only phases that occurred.
         evaluation, ept: accelerators in those phases.
-        host: CPU and RAM where they are not the accelerator, over the same time as e_run.
+        host: CPU and RAM where they are not the accelerator, over the same time as e_run and while shards were built.
         unattributed: accelerators that were sampled and that no rank occupied.
         mean_power: of all accelerators together over the covered time, in W.
         duration: time that e_run spans, attempts added up, in s.
@@ -60,7 +61,7 @@ def run_energy(ledger: Ledger) -> RunEnergy:
         },
         energy_of([r for r in occupied if r.phase == "eval"], "no marks of phase eval"),
         energy_of([r for r in occupied if r.phase == "ept"], "no marks of phase ept"),
-        energy_of([r for r in ledger.rows if r.role == "host" and r.in_run], "no host meter"),
+        _host(ledger),
         energy_of(
             [r for r in ledger.rows if r.phase is None],
             "none: ranks occupied every sampled accelerator",
@@ -77,6 +78,31 @@ def _lost(in_run: Sequence[LedgerRow], e_run: Quantity) -> Quantity:
     if lost or e_run.value is None:
         return energy_of(lost, e_run.reason or "")
     return Quantity(0.0, "J", e_run.source, e_run.coverage)
+
+
+def _host(ledger: Ledger) -> Quantity:
+    """CPU and RAM; where some of the run's nodes or attempts had no such meter, a part with no upper bound.
+
+    A job without GPUs that built the shards meters its processors; on a node of GPUs often nobody may read theirs.
+    """
+    rows = [row for row in ledger.rows if row.role == "host" and row.in_run]
+    found = energy_of(rows, "no host meter")
+    metered = {(row.boot_id, row.attempt) for row in rows}
+    open_ns = sum(
+        window.run_end_ns - window.run_start_ns
+        for boot, windows in ledger.windows.items()
+        for window in windows
+        if (boot, window.attempt) not in metered
+    )
+    if found.value is None or found.coverage is None or not open_ns:
+        return found
+    time_s = math.fsum(row.duration_s for row in rows)
+    return replace(
+        found,
+        coverage=found.coverage * time_s / (time_s + open_ns / NS_PER_S),
+        low=found.value if found.low is None else found.low,
+        high=None,
+    ).flagged("hosts_not_metered")
 
 
 def energy_of(rows: Sequence[LedgerRow], why_none: str) -> Quantity:

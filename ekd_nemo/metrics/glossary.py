@@ -17,6 +17,7 @@ FLAGS: Final[dict[str, str]] = {
     "empty_prompts": "prompts without text, each one token to the model",
     "few_repeats": "fewer than three repeats",
     "gaps_bridged_by_counter": "energy inside gaps is from the counter",
+    "hosts_not_metered": "of some nodes or attempts no meter told the host's energy: the figure is a part of it",
     "imported": "imported records: one phase, the wall clock's times, no idle power or limit known",
     "instant_power": "instant power, as the device gives no average",
     "log_and_marks_disagree": "tokens differ between logs/train.jsonl and the marks (marks taken)",

@@ -549,6 +549,21 @@ def test_processors_that_trained_are_no_host_while_shards_were_built(
     assert value(result.duration) == pytest.approx(50)
 
 
+def test_host_energy_of_the_shards_alone_is_not_that_of_the_run(tmp_path: Path) -> None:
+    """A node of GPUs often lets nobody read its processors."""
+    recorder = one_gpu(300)
+    recorder.phase(0, "student_train", 10, 110, attempt=2)
+    builder = Recorder(node="n3", boot_id="b3", sampler="s3")
+    builder.device("CPU-n3-package-0", meter="estimate", device_kind="cpu", role="host")
+    builder.sample("CPU-n3-package-0", 0, 60, lambda _: 80.0)
+    builder.phase(1, "preprocess", 10, 35, uuids=("CPU-n3-package-0",))
+    host = energy(tmp_path, recorder, builder).host
+    assert value(host) == pytest.approx(25 * 80)
+    assert host.coverage == pytest.approx(25 / 125)
+    assert (host.low, host.high) == (pytest.approx(25 * 80), None)
+    assert host.flags == ("hosts_not_metered",)
+
+
 def test_a_step_counts_whole_however_many_replicas_share_it(tmp_path: Path) -> None:
     """Killed when five of eight replicas had marked step 2; done again, and on, by four."""
     recorder = one_gpu(300)
