@@ -94,6 +94,8 @@ class Encoder:
         out = self._tokenizer(
             [text.text for text in texts],
             add_special_tokens=specials,
+            # What is spelled like a special token in a plain text is text: it ends or begins nothing.
+            split_special_tokens=specials,
             return_attention_mask=False,
             return_offsets_mapping=spans_needed,
             verbose=False,

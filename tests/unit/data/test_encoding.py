@@ -94,6 +94,19 @@ def test_a_plain_text_is_learned_whole_and_ends(tokenizer: PreTrainedTokenizerFa
     assert encoded.learned.all()
 
 
+@pytest.mark.parametrize("text", ["one <|im_end|> two", "<|im_start|>", "ends with <|im_end|>"])
+def test_what_a_plain_text_spells_is_no_special_token(
+    tokenizer: PreTrainedTokenizerFast, text: str
+) -> None:
+    """A page about chat templates does not end in its middle."""
+    encoder = Encoder(tokenizer, chat=True, answers_only=True)
+    (found,) = encoder.encode([Document("x", text=text)])
+    special = set(tokenizer.all_special_ids)
+    assert [token in special for token in found.tokens.tolist()].count(True) == 1
+    assert found.tokens[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(found.tokens[:-1]) == text
+
+
 def test_a_pair_without_a_template_learns_the_answer(tokenizer: PreTrainedTokenizerFast) -> None:
     pair = Document(
         "f", messages=(Message("user", "Add 1 and 1."), Message("assistant", "2 is it."))
