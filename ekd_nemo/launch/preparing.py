@@ -46,8 +46,8 @@ def adopt(run: RunDir, folder: Path, attempt: int) -> None:
     """Move what `metered` recorded in this launch into the run; nothing where it recorded nothing."""
     scratch = _scratch(run, folder)
     run.telemetry.mkdir(exist_ok=True)
-    for file in [*scratch.power_files(), *scratch.marks_files()]:
-        file.rename(run.telemetry / f"{file.stem}.{DATA_STEP}-{attempt}.jsonl")
+    for file in [*scratch.power_files(), *scratch.segment_files(), *scratch.marks_files()]:
+        file.rename(run.telemetry / f"{file.stem}.{DATA_STEP}-{attempt}{file.suffix}")
     shutil.rmtree(scratch.path, ignore_errors=True)
 
 

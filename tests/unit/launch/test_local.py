@@ -16,8 +16,10 @@ from ekd_nemo.launch.history import STEPS, pending
 from ekd_nemo.launch.identity import launch_folder
 from ekd_nemo.launch.local import launch_local, plan_local
 from ekd_nemo.launch.plan import Plan, Step
+from ekd_nemo.launch.preparing import adopt
 from ekd_nemo.metrics.ledger import ledger_of_run
 from ekd_nemo.records.identity import read_identity
+from ekd_nemo.records.rundir import RunDir
 from tests.unit.launch.test_processes import SAVES, signal_when_there
 
 RESUME = "ekd recipe launch tiny --local"
@@ -99,6 +101,21 @@ def test_building_shards_is_metered_as_a_phase_of_the_run(plan: Plan) -> None:
     assert sum(row.duration_s for row in accelerators) >= 1.2
     assert sum(row.energy_j for row in accelerators) > 0
     assert not list(launch_folder(plan.run).glob("*.preprocess"))
+
+
+def test_a_long_building_of_shards_keeps_what_its_sampler_has_packed(tmp_path: Path) -> None:
+    """64 MiB of samples, an hour of eight GPUs, and a part becomes a segment."""
+    scratch = RunDir(tmp_path / "launches" / "r.preprocess")
+    scratch.telemetry.mkdir(parents=True)
+    names = ["power-n.jsonl", "power-n.1.parquet", "power-n.2.jsonl", "marks-data.jsonl"]
+    for name in names:
+        (scratch.telemetry / name).write_text(name)
+    run = RunDir(tmp_path / "r")
+    run.path.mkdir()
+    adopt(run, tmp_path / "launches", 2)
+    assert sorted(file.read_text() for file in run.telemetry.iterdir()) == sorted(names)
+    assert [len(files) for files in (run.power_files(), run.segment_files())] == [2, 1]
+    assert not scratch.path.exists()
 
 
 def test_finished_steps_are_skipped_unless_their_products_are_gone(plan: Plan) -> None:
