@@ -52,7 +52,8 @@ class Slurm(Strict):
         time_limit: of one attempt, `[D-]HH:MM:SS`; a longer run is requeued and goes on.
         grace_s: seconds before the limit at which ranks are told to save.
         mpi: srun's `--mpi`; None leaves srun's default. Some sites have no pmix.
-        gres: name of the GPUs in `--gres`, as `gpu` or `gpu:h100`; None asks for none, where whole nodes are given.
+        gres: name of the GPUs in `--gres`, as `gpu` or `gpu:h100`; None asks for none, where Slurm knows of no GPUs:
+            of those that it knows, a step gets what its job asked for, not what came with a whole node (man srun).
         requeue: whether Slurm may start a job again after a node's failure or a preemption.
         max_restarts: how often one job may be started again; then it fails and `ekd recipe resume` goes on.
         heartbeat_s: how long a run may write no mark before its job is ended and the rank named; longer than loading
