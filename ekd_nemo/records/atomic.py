@@ -1,12 +1,16 @@
 """Whole files or none: write a temporary sibling, then rename."""
 
 import os
+import secrets
 from pathlib import Path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Put `data` at `path` so that a reader sees the old file or the new one, never a part.
+
+    The temporary name is random: processes of two nodes may have one number, and share the folder.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
