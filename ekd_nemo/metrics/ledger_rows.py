@@ -70,15 +70,37 @@ def device_rows(
         ranks: all ranks on its clock. The ones that occupy it share its time; a host device follows all of them.
         windows: the attempts on its clock.
     """
-    own = [rank for rank in ranks if device.role == "host" or device.uuid in rank.key.uuids]
-    if own:
-        pieces = pieces_of(own, windows if device.role == "host" else _held(own, windows))
-        block = blocks_of(pieces)
-        return _rows(device, pieces, block, rows_of(pieces, block), occupied=True)
+    if device.role == "host":
+        return _occupied_rows(device, ranks, windows)
+    own = [rank for rank in ranks if device.uuid in rank.key.uuids]
+    if not own:
+        return _unoccupied_rows(device, windows)
+    attempts = {rank.key.attempt for rank in own}
+    here = [window for window in windows if window.attempt in attempts]
+    others = [window for window in windows if window.attempt not in attempts]
+    # a board that the run no longer has is not sampled for it either
+    seen = [w for w in others if device.best.covered_s(w.run_start_ns, w.run_end_ns)[0] > _OPEN_S]
+    return [
+        *_occupied_rows(device, own, _held(own, here)),
+        *_unoccupied_rows(device, seen),
+    ]
+
+
+def _occupied_rows(
+    device: Device, ranks: Sequence[RankMarks], windows: Sequence[Window]
+) -> list[LedgerRow]:
+    """The rows of a device whose time these ranks share."""
+    pieces = pieces_of(ranks, windows)
+    block = blocks_of(pieces)
+    return _rows(device, pieces, block, rows_of(pieces, block), occupied=True)
+
+
+def _unoccupied_rows(device: Device, windows: Sequence[Window]) -> list[LedgerRow]:
+    """A row an attempt in which no rank had the device."""
     runs = [window for window in windows if window.run_end_ns > window.run_start_ns]
-    pieces = _whole(runs)
     number = np.arange(len(runs), dtype=np.int64)
-    return _rows(device, pieces, np.full(len(runs), -1, np.int64), number, occupied=False)
+    nowhere = np.full(len(runs), -1, np.int64)
+    return _rows(device, _whole(runs), nowhere, number, occupied=False)
 
 
 def _held(ranks: Sequence[RankMarks], windows: Sequence[Window]) -> list[Window]:

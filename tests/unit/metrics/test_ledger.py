@@ -564,6 +564,18 @@ def test_host_energy_of_the_shards_alone_is_not_that_of_the_run(tmp_path: Path) 
     assert host.flags == ("hosts_not_metered",)
 
 
+def test_a_board_that_a_later_attempt_leaves_alone_is_unattributed_there(tmp_path: Path) -> None:
+    recorder = one_gpu(300, 200)
+    recorder.device("GPU-1")
+    recorder.sample("GPU-1", 0, 200, lambda _: 100.0)
+    for rank in (0, 1):
+        recorder.phase(rank, "student_train", 10, 60)
+    recorder.phase(0, "student_train", 100, 150, attempt=2)
+    result = energy(tmp_path, recorder)
+    assert value(result.e_run) == pytest.approx(50 * 300 + 50 * 100 + 50 * 300)
+    assert value(result.unattributed) == pytest.approx(50 * 100)
+
+
 def test_a_step_counts_whole_however_many_replicas_share_it(tmp_path: Path) -> None:
     """Killed when five of eight replicas had marked step 2; done again, and on, by four."""
     recorder = one_gpu(300)
