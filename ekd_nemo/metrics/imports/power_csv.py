@@ -55,9 +55,7 @@ def read_power_csv(path: Path) -> ForeignPower:
     """
     found = ForeignPower()
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = csv.reader(file)
-        first = next(rows, list[str]())
-        header = [name.strip().lower() for name in first]
+        header = [name.strip().lower() for name in _cells(next(file, ""))]
         time, power = _column(header, _TIME), _column(header, (*_POWER, *_MILLI))
         device = _column(header, _DEVICE)
         if time is None or power is None:
@@ -66,11 +64,19 @@ def read_power_csv(path: Path) -> ForeignPower:
                 f"({', '.join(_POWER[:4])}, {_MILLI[0]}, ...), found: {', '.join(header) or 'nothing'}"
             )
         scale = 1e-3 if header[power] in _MILLI else 1.0
-        for row in rows:
-            _take(found, row, (time, power, device), scale)
+        for line in file:
+            _take(found, _cells(line), (time, power, device), scale)
     if not found.devices:
         raise DataError(f"{path}: holds no line with a time and a power")
     return found
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line; none where it is no CSV. A quote that is never closed ends with its line."""
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int | None:

@@ -197,6 +197,14 @@ def test_power_logs_as_csv(tmp_path: Path, content: str) -> None:
     assert run.figures["e_run"].flags == ("imported",)
 
 
+def test_a_quote_that_is_never_closed_costs_its_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "meter.csv"
+    lines = [f"{t},300\n" for t in range(30_000)]
+    path.write_text("".join(["time,power\n", *lines[:10], '"10,300\n', *lines[11:]]))
+    found = read_power_csv(path)
+    assert len(found.devices["0"]) == len(lines) - 1
+
+
 def test_boards_that_a_csv_tells_by_their_bus_are_boards_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "smi.csv"
     rows = [
@@ -210,7 +218,13 @@ def test_boards_that_a_csv_tells_by_their_bus_are_boards_of_their_own(tmp_path: 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("", "found: nothing"), ("a,b\n1,2\n", "found: a, b"), ("time,power\nx,y\n", "holds no line")],
+    [
+        ("", "found: nothing"),
+        ("a,b\n1,2\n", "found: a, b$"),
+        ('a,"b\n1,2\n', "found: a, b$"),
+        (f'a,"{"b" * 200_000}\n1,2\n', "found: nothing$"),
+        ("time,power\nx,y\n", "holds no line"),
+    ],
 )
 def test_a_csv_without_the_columns_says_what_is_accepted(
     tmp_path: Path, content: str, words: str
