@@ -74,7 +74,7 @@ def read_power_csv(path: Path) -> ForeignPower:
 def _cells(line: str) -> list[str]:
     """The cells of a line; none where it is no CSV. A quote that is never closed ends with its line."""
     try:
-        return next(csv.reader([line]), [])
+        return next(csv.reader([line]), list[str]())
     except csv.Error:
         return []
 
