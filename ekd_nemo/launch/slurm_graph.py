@@ -18,7 +18,8 @@ from ekd_nemo.records.rundir import RunDir
 
 SUMMARISE: Final = "summarise"
 SHARED_PARTS: Final = ("data", "cache", SUMMARISE)  # once for all repeats
-SUMMARY: Final = "summary.txt"
+# The first of the repeats evaluates the teacher and the student's base for all: at once, each would do it again.
+IN_TURN: Final = ("eval",)
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ def parts_of(launch: Launch, wanted: Mapping[str, Sequence[int]] | None = None) 
             nodes=_nodes(launch) if name == TRAIN else 1,
             ranks=launch.ranks if name == TRAIN else 0,
             tasks=None if wanted is None or name in SHARED_PARTS else tuple(wanted[name]),
+            in_turn=name in IN_TURN,
         )
         for name in taken
     )

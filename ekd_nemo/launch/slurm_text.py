@@ -45,6 +45,7 @@ class Part:
         nodes: nodes that it takes.
         ranks: training ranks on them; 0 for one process.
         tasks: numbers of the runs that still need it; None: all.
+        in_turn: whether only one run's task may be at work at a time.
     """
 
     name: str
@@ -54,15 +55,17 @@ class Part:
     nodes: int = 1
     ranks: int = 0
     tasks: tuple[int, ...] | None = None
+    in_turn: bool = False
 
     @property
     def array(self) -> str | None:
         """The numbers of the array's tasks as Slurm writes them; None for a plain job."""
         if len(self.arguments) == 1:
             return None
-        if self.tasks is None:
-            return f"0-{len(self.arguments) - 1}"
-        return ",".join(str(task) for task in self.tasks)
+        tasks = f"0-{len(self.arguments) - 1}"
+        if self.tasks is not None:
+            tasks = ",".join(str(task) for task in self.tasks)
+        return f"{tasks}%1" if self.in_turn else tasks
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,15 @@ def test_repeats_are_an_array_with_seeds_counted_up(tiny: ResolvedRecipe, here: 
     assert launch.place.name == launch.runs[0].run_id.removesuffix("-s1234")
 
 
+def test_repeats_evaluate_in_turn_so_that_one_evaluates_the_teacher_for_all(here: Path) -> None:
+    launch = plan(resolve_recipe("tiny", ["evaluation.lm.tasks=[t]"]), cluster(here), repeats=3)
+    arrays = {part.name: part.array for part in parts_of(launch)}
+    assert arrays["eval"] == "0-2%1"
+    assert arrays["export"] == "0-2"
+    missing = parts_of(launch, {"eval": [1, 2]})
+    assert [part.array for part in missing] == ["1,2%1"]
+
+
 def test_what_repeats_have_finished_is_not_submitted_again(
     tiny: ResolvedRecipe, here: Path
 ) -> None:
