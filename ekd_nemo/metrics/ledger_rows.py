@@ -9,7 +9,7 @@ import numpy as np
 from ekd_nemo.metrics.curve import EnergyCurve, Floats, Ints
 from ekd_nemo.metrics.devices import Device, Role
 from ekd_nemo.metrics.marks import RankMarks
-from ekd_nemo.metrics.phase_time import RUN_PHASES, Pieces, Window, blocks_of, pieces_of, rows_of
+from ekd_nemo.metrics.phase_time import Pieces, Window, blocks_of, is_in_run, pieces_of, rows_of
 from ekd_nemo.metrics.quantity import Source
 from ekd_nemo.records.phases import PHASES, Phase
 
@@ -108,7 +108,7 @@ def _held(ranks: Sequence[RankMarks], windows: Sequence[Window]) -> list[Window]
 
     Such as a GPU on which a job of its own evaluated, beside those that had trained.
     """
-    held = {rank.key.attempt for rank in ranks if np.isin(rank.stretches.phase, RUN_PHASES).any()}
+    held = {rank.key.attempt for rank in ranks if is_in_run(rank)}
     return [
         window if window.attempt in held else replace(window, run_end_ns=window.run_start_ns)
         for window in windows

@@ -16,7 +16,7 @@ SHORT_S: Final = 1.0  # below this a phase is below the sensor
 BUNDLE_NS: Final = 600_000_000_000
 BLOCK_S: Final = 61.0  # at least 60 s, plus the one stretch by which a block's end may be missed
 
-RUN_PHASES: Final = np.array([PHASE_NUMBER[phase] for phase in E_RUN_PHASES], np.int64)
+_RUN_PHASES: Final = np.array([PHASE_NUMBER[phase] for phase in E_RUN_PHASES], np.int64)
 _STEP_PHASES: Final = np.array(
     [PHASE_NUMBER[phase] for phase in ("teacher_forward", "teacher_cache", "student_train")],
     np.int64,
@@ -41,6 +41,11 @@ class Window:
     lost_ns: int | None = None
 
 
+def is_in_run(rank: RankMarks) -> bool:
+    """Whether a rank has a phase that E_run counts; one that evaluates alone, in a job of its own, has none."""
+    return bool(np.isin(rank.stretches.phase, _RUN_PHASES).any())
+
+
 def windows_of(ranks: Sequence[RankMarks]) -> list[Window]:
     """The attempts on one clock, over all its ranks, by number; ranks without a phase say nothing."""
     windows: list[Window] = []
@@ -48,7 +53,7 @@ def windows_of(ranks: Sequence[RankMarks]) -> list[Window]:
         stretches = [rank.stretches for rank in ranks if rank.key.attempt == attempt]
         start = np.concatenate([s.start_ns for s in stretches])
         end = np.concatenate([s.end_ns for s in stretches])
-        counts = np.isin(np.concatenate([s.phase for s in stretches]), RUN_PHASES)
+        counts = np.isin(np.concatenate([s.phase for s in stretches]), _RUN_PHASES)
         if not len(start):
             continue
         run = (
@@ -158,7 +163,7 @@ def _rank_pieces(
         phase,
         1.0 / busy[here],
         np.full(len(stretch), rank.key.attempt, np.int64),
-        np.isin(phase, RUN_PHASES),
+        np.isin(phase, _RUN_PHASES),
         lost,
         length_s < SHORT_S,
         np.where(steps, first, -1),

@@ -10,8 +10,7 @@ import numpy as np
 from ekd_nemo.metrics.curve import Floats, Ints
 from ekd_nemo.metrics.devices import Device, device_keys, device_of
 from ekd_nemo.metrics.ledger import Ledger
-from ekd_nemo.metrics.marks import RankMarks
-from ekd_nemo.metrics.phase_time import RUN_PHASES, Window
+from ekd_nemo.metrics.phase_time import Window, is_in_run
 from ekd_nemo.metrics.series import Telemetry
 from ekd_nemo.records.phases import PHASES
 from ekd_nemo.units import NS_PER_S
@@ -163,7 +162,7 @@ def _phases(ledger: Ledger, starts: dict[int, float]) -> tuple[tuple[float, floa
     """The stretches of the lowest rank of each attempt, inside what E_run spans."""
     found: list[tuple[float, float, str]] = []
     for attempt, start_s in starts.items():
-        ranks = [r for r in ledger.ranks if r.key.attempt == attempt and _works(r)]
+        ranks = [r for r in ledger.ranks if r.key.attempt == attempt and is_in_run(r)]
         if not ranks:
             continue
         rank = min(ranks, key=lambda r: r.key.rank)
@@ -179,8 +178,3 @@ def _phases(ledger: Ledger, starts: dict[int, float]) -> tuple[tuple[float, floa
             if end <= window.run_end_ns
         )
     return tuple(found)
-
-
-def _works(rank: RankMarks) -> bool:
-    """Whether a rank has a phase that E_run counts; one that evaluates alone, in a job of its own, has none."""
-    return bool(np.isin(rank.stretches.phase, RUN_PHASES).any())

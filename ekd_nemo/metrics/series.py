@@ -4,7 +4,7 @@
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from ekd_nemo.metrics.curve import Ints
 from ekd_nemo.metrics.quantity import Source
 from ekd_nemo.records.jsonl import ReadReport
 from ekd_nemo.records.lines import CounterLine, DeviceLine, EventLine, Line, PowerLine
-from ekd_nemo.records.segments import SUFFIX, TEXT, Segment, SegmentSeries, packed_since
+from ekd_nemo.records.segments import TEXT, Segment, SegmentSeries, each_file
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -138,32 +138,19 @@ def read_telemetry(files: Iterable[Path]) -> Telemetry:
     series: dict[SeriesKey, Series] = defaultdict(Series)
     events: list[EventLine] = []
     report = ReadReport()
-    listed = list(files)
-    for path in listed:
-        for block in _blocks(path, listed, series, report):
-            for figure in _FIGURES:
-                _add_columns(series, figure, block)
-            _add_lines(series, events, block.lines)
+    for block in each_file(
+        files,
+        lambda path: read_blocks(path, report),
+        lambda path: _segment_blocks(path, series, report),
+    ):
+        for figure in _FIGURES:
+            _add_columns(series, figure, block)
+        _add_lines(series, events, block.lines)
     ordered = sorted(
         events,
         key=lambda e: (e.node, e.boot_id, e.t_mono_ns, e.event, e.uuid or "", e.detail or ""),
     )
     return Telemetry({key: series[key] for key in sorted(series)}, tuple(ordered), report)
-
-
-def _blocks(
-    path: Path, listed: Sequence[Path], series: dict[SeriesKey, Series], report: ReadReport
-) -> Iterator[Block]:
-    """The blocks of one file; of one that was packed since it was listed, those of its segment."""
-    if path.suffix == SUFFIX:
-        yield from _segment_blocks(path, series, report)
-        return
-    try:
-        yield from read_blocks(path, report)
-    except FileNotFoundError:
-        segment = packed_since(path, listed)
-        if segment is not None:
-            yield from _segment_blocks(segment, series, report)
 
 
 def _segment_blocks(

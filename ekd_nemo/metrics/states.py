@@ -22,7 +22,7 @@ from ekd_nemo.metrics.profile import starts_of
 from ekd_nemo.records.gaps import gap_threshold_s
 from ekd_nemo.records.jsonl import ReadReport
 from ekd_nemo.records.lines import HostLine, StateLine
-from ekd_nemo.records.segments import SUFFIX, Segment, packed_since
+from ekd_nemo.records.segments import Segment, each_file
 from ekd_nemo.units import NS_PER_S
 
 DEVICE_STATES: Final = ("util_pct", "memory_used_bytes", "temperature_c", "clock_sm_mhz")
@@ -113,17 +113,7 @@ def _occupied(ledger: Ledger) -> set[tuple[str, str]]:
 
 def _samples(files: Iterable[Path]) -> Iterator[tuple[_Key, Ints, Floats]]:
     """Facts in JSON lines and segments."""
-    listed = list(files)
-    for path in listed:
-        if path.suffix == SUFFIX:
-            yield from _from_segment(path)
-            continue
-        try:
-            yield from _from_lines(path)
-        except FileNotFoundError:
-            segment = packed_since(path, listed)
-            if segment is not None:
-                yield from _from_segment(segment)
+    return each_file(files, _from_lines, _from_segment)
 
 
 def _from_lines(path: Path) -> Iterator[tuple[_Key, Ints, Floats]]:

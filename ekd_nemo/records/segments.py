@@ -10,11 +10,11 @@ kinds, and lines that are no records, are kept as their own text in the last gro
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from errno import ENOENT
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ from ekd_nemo.errors import DataError
 from ekd_nemo.records.lines import CounterLine, HostLine, Line, PowerLine, StateLine
 from ekd_nemo.records.parse import BadLineError, decode_object, parse_object
 
+T = TypeVar("T")
 SCHEMA_VERSION: Final = 1
 SUFFIX: Final = ".parquet"
 TEXT: Final = "text"  # the kind of the group that holds lines as they were
@@ -84,21 +85,33 @@ def pack(source: Path, target: Path) -> int:
     return len(texts)
 
 
-def packed_since(part: Path, listed: Container[Path]) -> Path | None:
-    """For a file of JSON lines that has gone since files were listed: the segment that took its place.
+def each_file(
+    files: Iterable[Path],
+    lines: Callable[[Path], Iterable[T]],
+    segment: Callable[[Path], Iterable[T]],
+) -> Iterator[T]:
+    """What `lines` finds in files of JSON lines and `segment` in segments, file after file.
 
-    A sampler packs and removes a part at any moment, also while a summary of its run is made.
-
-    Returns:
-        None where that segment was listed as well.
+    A sampler packs and removes a part at any moment, also while a summary of its run is made: of one that has gone
+    since the files were listed its segment is read, unless that was listed as well.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    segment = part.with_suffix(SUFFIX)
-    if not segment.is_file():
-        raise FileNotFoundError(ENOENT, "no such file, and no segment in its place", str(part))
-    return None if segment in listed else segment
+    listed = list(files)
+    for path in listed:
+        if path.suffix == SUFFIX:
+            yield from segment(path)
+            continue
+        try:
+            yield from lines(path)
+        except FileNotFoundError:
+            packed = path.with_suffix(SUFFIX)
+            if not packed.is_file():
+                text = "no such file, and no segment in its place"
+                raise FileNotFoundError(ENOENT, text, str(path)) from None
+            if packed not in listed:
+                yield from segment(packed)
 
 
 def _sample(raw: bytes) -> Line | None:

@@ -4,7 +4,7 @@ A problem makes the record incomplete; a note is something to know that the figu
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from ekd_nemo.records.lines import (
 )
 from ekd_nemo.records.parse import BadLineError, decode_object, parse_object
 from ekd_nemo.records.rundir import RunDir
-from ekd_nemo.records.segments import SUFFIX, Segment, SegmentSeries, packed_since
+from ekd_nemo.records.segments import Segment, SegmentSeries, each_file
 from ekd_nemo.telemetry.device_record import DeviceRecord
 from ekd_nemo.units import NS_PER_S
 
@@ -65,8 +65,7 @@ def verify_run(run: RunDir) -> Verdict:
     verdict = Verdict()
     telemetry = _Telemetry(verdict)
     listed = (*run.power_files(), *run.segment_files())
-    for path in listed:
-        telemetry.read(path, listed)
+    telemetry.read(listed)
     telemetry.judge()
     if not (run.power_files() or run.segment_files()):
         verdict.problems.append(f"{run.telemetry}: no power-*.jsonl: nothing was sampled")
@@ -117,23 +116,18 @@ class _Telemetry:
         self.samplers: dict[str, _Sampler] = {}
         self.events: Counter[tuple[str, str, str, str]] = Counter()
 
-    def read(self, path: Path, listed: Sequence[Path]) -> None:
-        """Take in one of the files listed, JSON lines or segment."""
-        if path.suffix == SUFFIX:
-            self._read_segment(path)
-            return
+    def read(self, files: Iterable[Path]) -> None:
+        """Take in files, JSON lines and segments."""
+        for line in each_file(files, self._from_lines, self._from_segment):
+            self._take(line)
+
+    def _from_lines(self, path: Path) -> Iterator[Line]:
         report = ReadReport()
-        try:
-            for line in read_lines(path, report):
-                self._take(line)
-        except FileNotFoundError:
-            segment = packed_since(path, listed)
-            if segment is not None:
-                self._read_segment(segment)
-            return
+        yield from read_lines(path, report)
         self.verdict.files[path] = report
 
-    def _read_segment(self, path: Path) -> None:
+    def _from_segment(self, path: Path) -> Iterator[Line]:
+        """The lines that a segment holds as text; power and counters go to their devices as columns."""
         report = self.verdict.files.setdefault(path, ReadReport())
         segment = Segment(path)
         for group, series in enumerate(segment.series):
@@ -151,7 +145,7 @@ class _Telemetry:
                     device.add_counters(*(columns.column(name).to_numpy() for name in names))
         for number, text in enumerate(segment.texts(), start=1):
             try:
-                self._take(parse_object(decode_object(text.encode())))
+                yield parse_object(decode_object(text.encode()))
             except BadLineError as error:
                 report.lines -= 1
                 report.note(path, number, str(error), torn=is_torn(text.encode()))
