@@ -10,20 +10,24 @@ from pathlib import Path
 
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, EXIT_USER, RunError, UserError
-from ekd_nemo.launch.cache_inputs import cache_inputs
 from ekd_nemo.launch.checks import check_extras, check_meter, check_plan, check_settings
 from ekd_nemo.launch.failure import reason
 from ekd_nemo.launch.history import note_finished, pending
 from ekd_nemo.launch.identity import choose_run, launch_folder, only_launch
-from ekd_nemo.launch.plan import ATTEMPT_VARIABLE, UUIDS_VARIABLE, Plan, Step, plan_launch
-from ekd_nemo.launch.preparing import DATA_STEP, adopt, metered
+from ekd_nemo.launch.plan import (
+    ATTEMPT_VARIABLE,
+    DATA_STEP,
+    UUIDS_VARIABLE,
+    Plan,
+    Step,
+    plan_launch,
+)
+from ekd_nemo.launch.preparing import adopt, metered
 from ekd_nemo.launch.processes import Ended, run_process
 from ekd_nemo.launch.sampling import sampling
 from ekd_nemo.launch.signals import StopWatch
+from ekd_nemo.launch.slurm_run import begin
 from ekd_nemo.records.atomic import write_text
-from ekd_nemo.records.capture import capture_attempt
-from ekd_nemo.records.identity import RunIdentity, begin_attempt, recipe_hash
-from ekd_nemo.sources.manifest import shards_sha256
 
 EXIT_INTERRUPTED = 130
 # What a process that was asked to stop before it listens ends with: the signal itself.
@@ -177,18 +181,8 @@ def write_run(plan: Plan) -> int:
 
     Raises: RunDirError if the directory holds another experiment.
     """
-    run, recipe = plan.run, plan.recipe
+    run = plan.run
     run.path.mkdir(parents=True, exist_ok=True)
     if not run.recipe_yaml.is_file():
         write_text(run.recipe_yaml, plan.resolved.text)
-    identity = RunIdentity(
-        run_id=run.run_id,
-        recipe=recipe.name,
-        recipe_hash=recipe_hash(recipe.model_dump(mode="json")),
-        method=recipe.method,
-        seed=recipe.seed,
-        baseline=recipe.baseline,
-        inputs=cache_inputs(recipe),
-        data_sha256=shards_sha256(recipe.data.path),
-    )
-    return begin_attempt(run, identity, capture_attempt(plan.world_size)).attempts[-1].attempt
+    return begin(run, plan.recipe, plan.world_size)

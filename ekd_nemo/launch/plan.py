@@ -20,6 +20,7 @@ from ekd_nemo.sources.manifest import shards_ready
 ATTEMPT_VARIABLE = "EKD_ATTEMPT"
 UUIDS_VARIABLE = "EKD_DEVICE_UUIDS"
 THREADS_VARIABLE = "OMP_NUM_THREADS"
+DATA_STEP = "data"  # the step that builds shards
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,10 @@ def _data_steps(recipe: Recipe) -> tuple[Step, ...]:
     )
     return (
         Step(
-            "data", f"building the shards in {folder}", argv, products=(folder / "manifest.json",)
+            DATA_STEP,
+            f"building the shards in {folder}",
+            argv,
+            products=(folder / "manifest.json",),
         ),
     )
 

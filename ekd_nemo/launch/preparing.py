@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from ekd_nemo.config.recipe import Energy, Recipe
+from ekd_nemo.launch.plan import DATA_STEP
 from ekd_nemo.launch.sampling import sampler_of
 from ekd_nemo.launch.slurm_run import identity_of
 from ekd_nemo.records.capture import capture_attempt
@@ -14,8 +14,6 @@ from ekd_nemo.records.identity import begin_attempt, read_identity, set_devices
 from ekd_nemo.records.rundir import RunDir
 from ekd_nemo.telemetry.marks import Marks
 from ekd_nemo.telemetry.process import Sampler
-
-DATA_STEP: Final = "data"
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from ekd_nemo.config.cluster import Cluster, LoadedCluster
 from ekd_nemo.config.resolve import ResolvedRecipe
 from ekd_nemo.errors import ConfigError, LayoutError
 from ekd_nemo.launch.identity import choose_run
-from ekd_nemo.launch.plan import Plan, plan_launch
-from ekd_nemo.launch.preparing import DATA_STEP
+from ekd_nemo.launch.plan import DATA_STEP, Plan, plan_launch
 from ekd_nemo.launch.slurm_run import TRAIN
 from ekd_nemo.launch.slurm_text import Part, Place
 from ekd_nemo.records.rundir import RunDir
 
 SUMMARISE: Final = "summarise"
-SHARED_PARTS: Final = ("data", "cache", SUMMARISE)  # once for all repeats
+SHARED_PARTS: Final = (DATA_STEP, "cache", SUMMARISE)  # once for all repeats
 # The first of the repeats evaluates the teacher and the student's base for all: at once, each would do it again.
 IN_TURN: Final = ("eval",)
 

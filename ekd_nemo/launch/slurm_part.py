@@ -15,8 +15,8 @@ from ekd_nemo.config.resolve import ResolvedRecipe, read_resolved
 from ekd_nemo.errors import EXIT_OK, EXIT_SAVED, EkdError, RunError, UserError
 from ekd_nemo.launch.failure import reason
 from ekd_nemo.launch.history import note_finished, pending
-from ekd_nemo.launch.plan import Plan, Step, plan_launch
-from ekd_nemo.launch.preparing import DATA_STEP, metered_attempt
+from ekd_nemo.launch.plan import DATA_STEP, Plan, Step, plan_launch
+from ekd_nemo.launch.preparing import metered_attempt
 from ekd_nemo.launch.processes import run_process
 from ekd_nemo.launch.signals import StopWatch
 from ekd_nemo.launch.slurm_text import LOGS
@@ -42,7 +42,7 @@ def find_step(plan: Plan, name: str) -> Step | None:
     for step in (*plan.preparation, *pending(plan.run, plan.steps)):
         if step.name == name:
             return step
-    if name not in own and name not in {"data", "cache"}:
+    if name not in own and name not in {DATA_STEP, "cache"}:
         raise UserError(f"part {name} is none of this run's; accepted: {', '.join(sorted(own))}")
     return None
 

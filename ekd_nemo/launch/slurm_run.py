@@ -1,4 +1,4 @@
-"""The run directory of a launch on a cluster: made before anything is submitted, its attempts counted by the jobs."""
+"""The run directory of a launch. On a cluster it is made before anything is submitted, and jobs count its attempts."""
 
 from ekd_nemo.config.cluster import Cluster, Stated
 from ekd_nemo.config.recipe import Recipe
